@@ -1,0 +1,106 @@
+"""Every configuration key of ContrastMask, each with its meaning."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_contrastmask_config(cfg):
+    """Add the keys of ContrastMask to a Detectron2 config.
+
+    Section numbers in the comments are those of the paper (Wang et al., CVPR 2022); "authors' code"
+    marks what only the released implementation states.
+
+    Args:
+        cfg (CfgNode): Detectron2's default config; changed in place.
+    """
+    _add_dataset_config(cfg)
+    _add_box_head_config(cfg)
+    _add_mask_head_config(cfg)
+    _add_contrastive_head_config(cfg)
+
+
+def _add_dataset_config(cfg):
+    # Classes whose masks train the mask head ("base"). Class names of the training dataset, or one
+    # entry naming a known split ("voc", "nonvoc", "shapes_base"), or one entry with the path of a
+    # text file that lists class names, one a line. Masks of all other classes are never read.
+    cfg.DATASETS.BASE_CLASSES = []
+    # Classes that have boxes only ("novel"), given like BASE_CLASSES. Empty: every class of the
+    # dataset that is not base. Classes named in neither list are trained with their boxes, and
+    # count in the "all" row of the evaluation only.
+    cfg.DATASETS.NOVEL_CLASSES = []
+    # Datasets in COCO format to register under a name, each [name, annotation file, image folder].
+    # The names can then be used in DATASETS.TRAIN and DATASETS.TEST.
+    cfg.DATASETS.COCO_FORMAT = []
+
+
+def _add_box_head_config(cfg):
+    # Convolutions of the classification branch after the NUM_CONV shared ones. Class activation
+    # maps are read from the output of this branch (authors' code).
+    cfg.MODEL.ROI_BOX_HEAD.NUM_CLS_CONV = 1
+    # Convolutions of the box regression branch after the NUM_CONV shared ones (authors' code).
+    cfg.MODEL.ROI_BOX_HEAD.NUM_REG_CONV = 2
+
+
+def _add_mask_head_config(cfg):
+    # Compute the mask loss on RoIs that are ground-truth boxes themselves, not on proposals that
+    # overlap one (authors' code; found decisive for novel classes by DeepMAC, arXiv 2104.00613).
+    cfg.MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY = True
+    # Add the normalised class activation map to the features of the mask head (Sec. 3.4).
+    cfg.MODEL.ROI_MASK_HEAD.CAM_ON = True
+    # Standard deviation of the initial weights of the mask logit layer. 0: Kaiming normal over
+    # fan-out, as in the authors' code (1.41: large). Detectron2 itself uses 0.001.
+    cfg.MODEL.ROI_MASK_HEAD.LOGIT_INIT_STD = 0.0
+    # At test time the mask branch runs on at most this many RoIs at once, which bounds its memory.
+    cfg.MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK = 128
+
+
+def _add_contrastive_head_config(cfg):
+    cfg.MODEL.ROI_CONTRASTIVE_HEAD = CN()
+    head = cfg.MODEL.ROI_CONTRASTIVE_HEAD
+    # Use the contrastive head. False leaves a class-agnostic Mask R-CNN (with CAM, if CAM_ON).
+    head.ENABLED = True
+    # Side of the square RoI features of the contrastive head, in cells (Sec. 4.1).
+    head.POOLER_RESOLUTION = 28
+    # RoI pooling of the contrastive head; see MODEL.ROI_MASK_HEAD for the two keys' meaning.
+    head.POOLER_TYPE = "ROIAlignV2"
+    head.POOLER_SAMPLING_RATIO = 0
+    # Number and channels of the 3x3 convolutions of the encoder (Sec. 3.3).
+    head.NUM_CONV = 8
+    head.CONV_DIM = 256
+    # Normalisation of the encoder's convolutions: "" (authors' code) or a Detectron2 norm name.
+    head.NORM = ""
+    # Number of 1x1 convolutions before the last linear layer of the projector (Sec. 3.3).
+    head.NUM_PROJECTOR_CONV = 2
+    # Channels of the projector's layers and of queries and keys.
+    head.PROJECTOR_DIM = 256
+    # Normalisation of the projector's convolutions. "BN" takes its statistics per GPU over all
+    # positive RoIs (authors' code); "SyncBN" over all GPUs.
+    head.PROJECTOR_NORM = "BN"
+
+    # Novel RoIs: pixels whose normalised CAM is above 1 - DELTA are foreground, below DELTA
+    # background (Sec. 3.2).
+    head.DELTA = 0.1
+    # Same threshold for a base RoI whose mask leaves fewer than MIN_QUERY_SIZE pixels for a query.
+    head.FALLBACK_DELTA = 0.05
+    # A query region of a base RoI needs this many pixels, else the CAM decides (authors' code).
+    head.MIN_QUERY_SIZE = 2
+    # Half width, in cells, of the ring around a mask's boundary in which keys are hard. 1 is the
+    # authors' "distance below 2" (Sec. 3.2).
+    head.RING_WIDTH = 1
+    # A RoI takes part in the loss only if each of its four key sets has this many pixels.
+    head.MIN_SET_SIZE = 5
+    # Fraction sigma of each key set that is sampled, uniformly, without replacement (Sec. 4.1).
+    head.SAMPLE_FRACTION = 0.3
+
+    # Form of the loss: "paper" (Eq. 2), or "released": as the authors' code computes it, with keys
+    # taken relative to the query and no temperature in the positive term of the denominator.
+    head.LOSS_FORM = "released"
+    # Temperatures for easy and for hard keys (Sec. 4.1).
+    head.TEMPERATURE_EASY = 0.3
+    head.TEMPERATURE_HARD = 0.7
+    # Weight of the loss. 0 leaves the loss and the projector out and keeps the enhanced features.
+    head.LOSS_WEIGHT = 0.1
+    # Ramp of the weight (authors' code): training is cut into RAMP_STEPS equal steps; in step s
+    # (from 0) the weight is multiplied by min(max(RAMP_START, s / RAMP_FULL_STEP), 1).
+    head.RAMP_START = 0.25
+    head.RAMP_STEPS = 12
+    head.RAMP_FULL_STEP = 4
