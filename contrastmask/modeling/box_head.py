@@ -1,0 +1,122 @@
+"""
+Box head with separate branches for classes and boxes, and its predictor. The classification branch
+keeps its spatial feature map, from which class activation maps are read.
+"""
+
+from typing import NamedTuple
+
+import fvcore.nn.weight_init as weight_init
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+
+
+class BoxFeatures(NamedTuple):
+    """
+    class_map (Tensor): (R, C, H, W), output of the classification branch.
+    class_vector (Tensor): (R, C), its mean over positions.
+    box_vector (Tensor): (R, C), mean over positions of the regression branch's output.
+    """
+
+    class_map: Tensor
+    class_vector: Tensor
+    box_vector: Tensor
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class ContrastMaskBoxHead(nn.Module):
+    """Shared convolutions, then one branch for classes and one for boxes (authors' code)."""
+
+    @configurable
+    def __init__(
+        self, input_shape: ShapeSpec, *, num_conv, num_cls_conv, num_reg_conv, conv_dim, norm=""
+    ):
+        """
+        Args:
+            input_shape (ShapeSpec): shape of the RoI features.
+            num_conv (int): number of shared 3x3 convolutions.
+            num_cls_conv, num_reg_conv (int): numbers of further 3x3 convolutions of the branches.
+            conv_dim (int): channels of every convolution.
+            norm (str): Detectron2 norm name or "".
+        """
+        super().__init__()
+        self.shared = _conv_stack(input_shape.channels, conv_dim, num_conv, norm)
+        channels = conv_dim if num_conv else input_shape.channels
+        self.cls_branch = _conv_stack(channels, conv_dim, num_cls_conv, norm)
+        self.reg_branch = _conv_stack(channels, conv_dim, num_reg_conv, norm)
+        self._output_channels = tuple(conv_dim if n else channels for n in (num_cls_conv, num_reg_conv))
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        head = cfg.MODEL.ROI_BOX_HEAD
+        return {
+            "input_shape": input_shape,
+            "num_conv": head.NUM_CONV,
+            "num_cls_conv": head.NUM_CLS_CONV,
+            "num_reg_conv": head.NUM_REG_CONV,
+            "conv_dim": head.CONV_DIM,
+            "norm": head.NORM,
+        }
+
+    def forward(self, x):
+        """
+        Args:
+            x (Tensor): (R, C, H, W) RoI features.
+
+        Returns:
+            BoxFeatures
+        """
+        x = self.shared(x)
+        class_map = self.cls_branch(x)
+        return BoxFeatures(
+            class_map, class_map.mean(dim=(2, 3)), self.reg_branch(x).mean(dim=(2, 3))
+        )
+
+    @property
+    def output_shape(self):
+        """ShapeSpec: of the pooled vectors."""
+        cls_channels, reg_channels = self._output_channels
+        assert cls_channels == reg_channels, "the two branches end with different widths"
+        return ShapeSpec(channels=cls_channels)
+
+
+class ContrastMaskBoxPredictor(FastRCNNOutputLayers):
+    """Detectron2's predictor with one input for classes and one for boxes."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for layer in (self.cls_score, self.bbox_pred):
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        """
+        Args:
+            x (BoxFeatures):
+
+        Returns:
+            tuple[Tensor, Tensor]: scores (R, K + 1) and box deltas (R, 4K), or (R, 4) for
+            class-agnostic boxes.
+        """
+        return self.cls_score(x.class_vector), self.bbox_pred(x.box_vector)
+
+
+def _conv_stack(in_channels, channels, num_conv, norm):
+    convs = nn.Sequential()
+    for k in range(num_conv):
+        conv = Conv2d(
+            in_channels if k == 0 else channels,
+            channels,
+            kernel_size=3,
+            padding=1,
+            bias=not norm,
+            norm=get_norm(norm, channels),
+            activation=F.relu,
+        )
+        weight_init.c2_msra_fill(conv)
+        convs.add_module(f"conv{k + 1}", conv)
+    return convs

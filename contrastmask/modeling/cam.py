@@ -1,0 +1,56 @@
+"""Class activation maps (CAM) of RoIs: pure functions of tensors."""
+
+import torch
+import torch.nn.functional as F
+
+from .precision import full_precision
+
+
+def class_activation_map(features, class_weights):
+    """
+    CAM of one class per RoI: the dot product of the classifier's weights of that class with the
+    feature at each position, no bias (Sec. 3.1; weights detached as in the authors' code).
+
+    Args:
+        features (Tensor): (R, C, H, W), output of the box head's classification branch.
+        class_weights (Tensor): (R, C), for each RoI the classifier row of its class.
+
+    Returns:
+        Tensor: (R, 1, H, W) float32. The gradient reaches `features`, never `class_weights`.
+    """
+    with full_precision(features):
+        weights = class_weights.detach().float()
+        return torch.einsum("rchw,rc->rhw", features.float(), weights)[:, None]
+
+
+def resize_map(maps, size):
+    """
+    Resize maps bilinearly, without aligned corners.
+
+    Args:
+        maps (Tensor): (R, C, H, W).
+        size (int): side of the result, in cells.
+
+    Returns:
+        Tensor: (R, C, size, size).
+    """
+    if maps.shape[-2:] == (size, size):
+        return maps
+    return F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def min_max_normalize(maps, eps=1e-6):
+    """
+    Scale each map to the range 0 to 1.
+
+    Args:
+        maps (Tensor): (R, 1, H, W).
+        eps (float): smallest range to divide by. A constant map becomes all 0 (the authors' code
+            gives NaN there).
+
+    Returns:
+        Tensor: (R, 1, H, W).
+    """
+    low = maps.amin(dim=(-2, -1), keepdim=True)
+    high = maps.amax(dim=(-2, -1), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=eps)

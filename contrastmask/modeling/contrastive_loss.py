@@ -1,0 +1,72 @@
+"""The pixel-level contrastive loss with shared queries (Sec. 3.3): pure functions of tensors."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .precision import full_precision
+
+LOSS_FORMS = ("released", "paper")
+
+
+class ContrastiveTerms(NamedTuple):
+    """The four terms of the loss, 0-dim float32 tensors; the loss is their sum."""
+
+    foreground_easy: torch.Tensor
+    foreground_hard: torch.Tensor
+    background_easy: torch.Tensor
+    background_hard: torch.Tensor
+
+
+def query_sharing_loss(queries, keys, key_sets, *, temperature_easy, temperature_hard, form):
+    """
+    The four terms of the query-sharing contrastive loss (Eq. 3). The foreground query attracts
+    positive and repels negative keys, the background query the reverse.
+
+    Args:
+        queries (Tensor): (2, D), the shared foreground and background query.
+        keys (Tensor): (N, D), features of all sampled pixels of all RoIs.
+        key_sets (Tensor): (N, 4) bool, membership of each key in the easy positive, easy negative,
+            hard positive and hard negative set. A key may be in several sets.
+        temperature_easy, temperature_hard (float): temperatures of the easy and hard terms.
+        form (str): "paper" or "released", see ``MODEL.ROI_CONTRASTIVE_HEAD.LOSS_FORM``.
+
+    Returns:
+        ContrastiveTerms: all zero where a positive set is empty; gradients reach queries and keys.
+
+    Raises:
+        ValueError: for another `form`.
+    """
+    if form not in LOSS_FORMS:
+        raise ValueError(f"unknown form {form!r} of the contrastive loss, choose from {LOSS_FORMS}")
+    with full_precision(keys):
+        queries, keys = queries.float(), keys.float()
+        easy_positive, easy_negative, hard_positive, hard_negative = key_sets.unbind(dim=1)
+        to_foreground, to_background = (_similarity(q, keys, form) for q in queries)
+        easy, hard = temperature_easy, temperature_hard
+        return ContrastiveTerms(
+            _contrast(to_foreground, easy_positive, easy_negative, easy, form),
+            _contrast(to_foreground, hard_positive, hard_negative, hard, form),
+            _contrast(to_background, easy_negative, easy_positive, easy, form),
+            _contrast(to_background, hard_negative, hard_positive, hard, form),
+        )
+
+
+def _similarity(query, keys, form):
+    """Cosine of one query (D,) with keys (N, D), or with keys relative to the query ("released")."""
+    if form == "released":
+        keys = keys - query
+    return F.normalize(keys, dim=1) @ F.normalize(query, dim=0)
+
+
+def _contrast(similarity, positive, negative, temperature, form):
+    """Mean over the positive keys of the InfoNCE loss against all negative keys (Eq. 2)."""
+    logits = similarity / temperature
+    negatives = torch.where(negative, logits, -torch.inf)
+    # The appended value keeps the sum finite where there is no negative key.
+    negatives = torch.cat([negatives, logits.new_full((1,), torch.finfo(logits.dtype).min)])
+    negatives = negatives.logsumexp(dim=0)
+    denominator = torch.logaddexp(similarity if form == "released" else logits, negatives)
+    losses = torch.where(positive, denominator - logits, 0.0)
+    return losses.sum() / positive.sum().clamp(min=1)
