@@ -1,0 +1,3 @@
+from .coco_eval import coco_precision
+from .evaluator import ContrastMaskEvaluator
+from .results import format_results_table, write_results_json

@@ -1,0 +1,114 @@
+"""Results of an evaluation as a table and as a JSON file."""
+
+import json
+import math
+import os
+from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+
+from .group_metrics import METRICS
+
+GROUPS = ("base", "novel", "all")
+# Name of each task in the results of the evaluator -> its name in the JSON file.
+_JSON_NAMES = {"bbox": "box", "segm": "mask", "segm-filled-box": "filled_box_mask"}
+_ROWS = (
+    ("box AP", "bbox", "AP"),
+    ("box AP50", "bbox", "AP50"),
+    ("mask AP", "segm", "AP"),
+    ("mask AP50", "segm", "AP50"),
+    ("mask AP, boxes filled", "segm-filled-box", "AP"),
+    ("mask AP50, boxes filled", "segm-filled-box", "AP50"),
+)
+
+
+def group_key(task, group):
+    """Key of a group of classes ("base", "novel", "all") in the results of the evaluator."""
+    return task if group == "all" else f"{task}-{group}"
+
+
+def format_results_table(results):
+    """Format the main numbers for base, novel and all classes.
+
+    Args:
+        results (dict[str, dict[str, float]]): what `ContrastMaskEvaluator.evaluate` returns.
+
+    Returns:
+        str: a table with the rows box AP, mask AP and so on that `results` has, and below it the
+        harmonic mean of base and novel mask AP. "-" stands for what cannot be measured.
+    """
+    rows = [
+        [title] + [_cell(results.get(group_key(task, group), {}).get(metric)) for group in GROUPS]
+        for title, task, metric in _ROWS
+        if task in results
+    ]
+    table = tabulate(
+        rows,
+        headers=["", *GROUPS],
+        tablefmt="pipe",
+        colalign=("left", "right", "right", "right"),
+        disable_numparse=True,
+    )
+    if "segm-harmonic" in results:
+        mean = _cell(results["segm-harmonic"]["AP"])
+        table += f"\nHarmonic mean of base and novel mask AP: {mean}"
+    return table
+
+
+def write_results_json(results, path, class_split=None):
+    """Write the results of one dataset to a JSON file.
+
+    Layout, values in percent, null where a number cannot be measured::
+
+        {
+          "box":  {"base": {"AP": .., "AP50": .., "AP75": .., "APs": .., "APm": .., "APl": ..},
+                   "novel": {..}, "all": {..}, "per_class": {"<class name>": AP, ..}},
+          "mask": {same as "box", and "harmonic_mean": of base and novel AP},
+          "filled_box_mask": {"base": {..}, "novel": {..}, "all": {..}},
+          "classes": {"base": ["<class name>", ..], "novel": [..]}
+        }
+
+    "mask" and "filled_box_mask" are there only if they were evaluated, "classes" only if
+    `class_split` is given.
+
+    Args:
+        results (dict[str, dict[str, float]]): what `ContrastMaskEvaluator.evaluate` returns.
+        path (str): file to write; its folder is created.
+        class_split (ClassSplit or None): names the base and novel classes in the file.
+    """
+    report = {
+        name: {
+            group: {m: _number(results[group_key(task, group)][m]) for m in METRICS}
+            for group in GROUPS
+        }
+        for task, name in _JSON_NAMES.items()
+        if task in results
+    }
+    for task in ("bbox", "segm"):
+        if task in results:
+            report[_JSON_NAMES[task]]["per_class"] = {
+                key[len("AP-") :]: _number(value)
+                for key, value in results[task].items()
+                if key.startswith("AP-")
+            }
+    if "segm-harmonic" in results:
+        report["mask"]["harmonic_mean"] = _number(results["segm-harmonic"]["AP"])
+    if class_split is not None:
+        names = class_split.class_names
+        report["classes"] = {
+            "base": [names[i] for i in class_split.base],
+            "novel": [names[i] for i in class_split.novel],
+        }
+
+    if os.path.dirname(path):
+        PathManager.mkdirs(os.path.dirname(path))
+    with PathManager.open(path, "w") as f:
+        json.dump(report, f, indent=2, allow_nan=False)
+        f.write("\n")
+
+
+def _cell(value):
+    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def _number(value):
+    return None if math.isnan(value) else float(value)
