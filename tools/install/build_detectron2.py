@@ -81,7 +81,7 @@ def run_pip(arguments: List[str]) -> None:
 def download_source(folder: Path) -> Path:
     """Download the source archive and check its hash; return its path."""
     run_pip(
-        ["download", "--require-hashes", "--no-deps", "--no-build-isolation"]
+        ["download", "--require-hashes", "--no-deps", "--no-build-isolation", "--use-pep517"]
         + ["--no-binary", ":all:", "--dest", str(folder), "--requirement", str(REQUIREMENT_FILE)]
     )
     (archive,) = folder.glob("*.tar.gz")
@@ -108,7 +108,8 @@ def build_wheel(archive: Path, output: Path) -> Path:
         (root / "setup.cfg").unlink(missing_ok=True)  # settings of development tools only
         wheels = Path(work) / "wheels"
         run_pip(
-            ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(root)]
+            ["wheel", "--no-deps", "--no-build-isolation", "--use-pep517"]
+            + ["--wheel-dir", str(wheels), str(root)]
         )
         (wheel,) = wheels.glob("*.whl")
         output.mkdir(parents=True, exist_ok=True)
