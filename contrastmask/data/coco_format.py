@@ -1,0 +1,360 @@
+"""Reading COCO-format annotation files in which any instance may lack a mask."""
+
+import json
+import logging
+import os
+from collections import defaultdict
+from itertools import chain
+from typing import Dict, List, Optional
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils.logger import log_first_n
+from tabulate import tabulate
+
+from .segmentation import has_usable_mask, rle_run_lengths, usable_segmentation
+
+__all__ = ["AnnotationFileError", "load_partial_coco"]
+
+# No coordinate or image side may be larger, in pixels. It keeps damaged files from asking for
+# masks of many gigabytes.
+_MAX_COORDINATE = 100_000
+_NUM_EXAMPLES = 5
+# Polygons are checked in batches of this many annotations to bound the memory this takes.
+_CHECK_BATCH = 20_000
+
+
+class AnnotationFileError(ValueError):
+    """An annotation file that cannot be used; says which file, which entry and why."""
+
+
+def load_partial_coco(json_file: str, image_root: str, dataset_name: Optional[str] = None):
+    """Load a COCO-format file where annotations may have a mask or only a box.
+
+    Only a box have: annotations without ``segmentation``, with null, ``[]``, polygons of fewer than
+    three points, or an RLE without foreground. They come out without the key "segmentation".
+    Crowds come out as "iscrowd" 1, for the mapper to leave out, as in Detectron2. What is left out
+    here (boxes without area or outside the image, annotations marked "ignore") is counted in a
+    table that is logged once per file. Keypoints are not read.
+
+    Args:
+        json_file (str): path of the annotation file.
+        image_root (str): folder of the images.
+        dataset_name (str): if given, "thing_classes" and "thing_dataset_id_to_contiguous_id" of
+            this dataset's metadata are set.
+
+    Returns:
+        list[dict]: one per image, in Detectron2's dataset format, by ascending image id, with
+        contiguous category ids in the order of the ids in the file. Each annotation also has the
+        "id" that it has in the file.
+
+    Raises:
+        AnnotationFileError: if the file or the images are missing or the file is not sound.
+    """
+    file = _AnnotationFile(json_file)
+    id_map = file.category_id_map()
+    images = file.images_by_id()
+    _check_image_files(file, images, image_root)
+    if dataset_name is not None:
+        metadata = MetadataCatalog.get(dataset_name)
+        metadata.thing_classes = file.class_names()
+        metadata.thing_dataset_id_to_contiguous_id = id_map
+
+    instances, counts = file.instances_by_image(images, id_map)
+    dataset_dicts = [
+        {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image_id,
+            "annotations": instances[image_id],
+        }
+        for image_id, image in images.items()
+    ]
+    _log_counts(json_file, len(images), len(id_map), counts)
+    return dataset_dicts
+
+
+class _AnnotationFile:
+    """The content of one annotation file, and errors that name it."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self.content = self._read()
+        for key in ("images", "annotations", "categories"):
+            if not isinstance(self.content.get(key), list):
+                has = "is not a list" if key in self.content else "is missing"
+                raise self.error(f"'{key}' {has}; is this a COCO instances file?")
+            for index, entry in enumerate(self.content[key]):
+                if not isinstance(entry, dict):
+                    raise self.error(f"entry {index} of '{key}' is not an object")
+
+    def error(self, message: str) -> AnnotationFileError:
+        return AnnotationFileError(f"{self.path}: {message}")
+
+    def _annotation_error(self, annotation: dict, message: str) -> AnnotationFileError:
+        return self.error(
+            f"annotation {annotation.get('id')!r} (image {annotation.get('image_id')!r}): {message}"
+        )
+
+    def _read(self) -> dict:
+        try:
+            with open(self.path, encoding="utf-8-sig") as f:
+                content = json.load(f)
+        except FileNotFoundError:
+            raise self.error("there is no such annotation file") from None
+        except OSError as error:
+            raise self.error(f"cannot be read: {error.strerror}") from None
+        except (ValueError, RecursionError) as error:  # also what is not UTF-8
+            raise self.error(f"is not JSON, or was cut off: {error}") from None
+        if not isinstance(content, dict):
+            raise self.error("is not a JSON object; is this a COCO instances file?")
+        return content
+
+    def _check_unique(self, ids: list, what: str) -> None:
+        if len(set(ids)) == len(ids):
+            return
+        seen = set()
+        double = next(i for i in ids if i in seen or seen.add(i))
+        raise self.error(f"two {what} have the id {double!r}")
+
+    def _sorted_categories(self) -> List[dict]:
+        categories = self.content["categories"]
+        if not categories:
+            raise self.error("'categories' is empty")
+        for category in categories:
+            if type(category.get("id")) is not int:
+                raise self.error(f"a category has no whole number as 'id': {_short(category)}")
+            if not isinstance(category.get("name"), str) or not category["name"]:
+                raise self.error(f"category {category['id']} has no 'name'")
+        self._check_unique([c["id"] for c in categories], "categories")
+        names = [c["name"] for c in categories]
+        double = next((n for n in names if names.count(n) > 1), None)
+        if double is not None:
+            raise self.error(f"two categories have the name '{double}'")
+        return sorted(categories, key=lambda category: category["id"])
+
+    def class_names(self) -> List[str]:
+        return [category["name"] for category in self._sorted_categories()]
+
+    def category_id_map(self) -> Dict[int, int]:
+        return {category["id"]: i for i, category in enumerate(self._sorted_categories())}
+
+    def images_by_id(self) -> Dict[int, dict]:
+        """Images by ascending id."""
+        images = self.content["images"]
+        if not images:
+            raise self.error("'images' is empty")
+        for image in images:
+            if not _is_id(image.get("id")):
+                raise self.error(f"an image has no number or string as 'id': {_short(image)}")
+            if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+                raise self.error(f"image {image['id']!r} has no 'file_name'")
+            for key in ("height", "width"):
+                if type(image.get(key)) is not int or not 0 < image[key] <= _MAX_COORDINATE:
+                    raise self.error(
+                        f"image {image['id']!r}: '{key}' must be a whole number of 1 to "
+                        f"{_MAX_COORDINATE} pixels, got {_short(image.get(key))}"
+                    )
+        self._check_unique([image["id"] for image in images], "images")
+        if len({type(image["id"]) for image in images}) > 1:
+            raise self.error("some image ids are numbers and some are strings")
+        return {image["id"]: image for image in sorted(images, key=lambda image: image["id"])}
+
+    def instances_by_image(self, images: Dict[int, dict], id_map: Dict[int, int]):
+        """Annotations in Detectron2's format.
+
+        Returns:
+            dict: image id -> list of annotations.
+            dict: name -> ids of the annotations concerned, or their number; for the log.
+        """
+        annotations = self.content["annotations"]
+        self._check_keys(annotations, images, id_map)
+        usable_box = self._usable_boxes(annotations, images)
+        self._check_polygons(annotations)
+        instances = {image_id: [] for image_id in images}
+        counts = defaultdict(list)
+        for annotation, usable in zip(annotations, usable_box):
+            annotation_id = annotation["id"]
+            if annotation.get("ignore"):
+                counts["marked 'ignore', left out"].append(annotation_id)
+                continue
+            if not usable:
+                counts["box without area in the image, left out"].append(annotation_id)
+                continue
+            instance = {
+                "id": annotation_id,
+                "bbox": annotation["bbox"],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": id_map[annotation["category_id"]],
+                "iscrowd": int(bool(annotation.get("iscrowd", 0))),
+            }
+            instances[annotation["image_id"]].append(instance)
+            if instance["iscrowd"]:
+                counts["crowd"].append(annotation_id)
+                continue
+            segmentation = self._segmentation(annotation, images[annotation["image_id"]])
+            if segmentation is not None:
+                instance["segmentation"] = segmentation
+                counts["mask"].append(annotation_id)
+            elif annotation.get("segmentation"):
+                counts["box only: no usable mask in its segmentation"].append(annotation_id)
+            else:
+                counts["box only: no segmentation"].append(annotation_id)
+        return instances, counts
+
+    def _check_keys(self, annotations, images, id_map) -> None:
+        for annotation in annotations:
+            for key in ("id", "image_id", "category_id", "bbox"):
+                if key not in annotation:
+                    raise self._annotation_error(annotation, f"'{key}' is missing")
+            if not _is_id(annotation["id"]):
+                raise self._annotation_error(annotation, "'id' is not a number or a string")
+            image_id, category_id = annotation["image_id"], annotation["category_id"]
+            if not _is_id(image_id) or image_id not in images:
+                raise self._annotation_error(annotation, "'images' has no image with its image_id")
+            if type(category_id) is not int or category_id not in id_map:
+                raise self._annotation_error(
+                    annotation, f"'categories' has no category with the id {_short(category_id)}"
+                )
+        self._check_unique([annotation["id"] for annotation in annotations], "annotations")
+
+    def _usable_boxes(self, annotations, images) -> np.ndarray:
+        """Bool array: which boxes have some area inside their image."""
+        if not annotations:
+            return np.zeros(0, dtype=bool)
+        for annotation in annotations:
+            if not isinstance(annotation["bbox"], list) or len(annotation["bbox"]) != 4:
+                raise self._annotation_error(
+                    annotation,
+                    f"'bbox' must be 4 numbers (x, y, width, height), got "
+                    f"{_short(annotation['bbox'])}",
+                )
+        boxes = self._numbers([a["bbox"] for a in annotations], annotations, "'bbox'")
+        boxes = boxes.reshape(-1, 4)
+        sizes = np.array(
+            [(images[a["image_id"]]["width"], images[a["image_id"]]["height"]) for a in annotations]
+        )
+        low = np.maximum(boxes[:, :2], 0)
+        high = np.minimum(boxes[:, :2] + boxes[:, 2:], sizes)
+        return (high > low).all(axis=1)
+
+    def _check_polygons(self, annotations) -> None:
+        """Check the numbers of all polygons, some thousand annotations at a time."""
+        with_polygons = [a for a in annotations if isinstance(a.get("segmentation"), list)]
+        for start in range(0, len(with_polygons), _CHECK_BATCH):
+            batch = with_polygons[start : start + _CHECK_BATCH]
+            for annotation in batch:
+                for polygon in annotation["segmentation"]:
+                    if not isinstance(polygon, list):
+                        raise self._annotation_error(
+                            annotation, "its polygons must be lists [x, y, x, y, ...] of numbers"
+                        )
+            values = [list(chain.from_iterable(a["segmentation"])) for a in batch]
+            self._numbers(values, batch, "a polygon")
+
+    def _numbers(self, values: List[list], annotations: List[dict], what: str) -> np.ndarray:
+        """All values in one array; an error names the annotation with one that is no number."""
+        try:
+            numbers = np.fromiter(chain.from_iterable(values), dtype=np.float64)
+            sound = np.abs(numbers) <= _MAX_COORDINATE  # False for NaN
+        except (TypeError, ValueError, OverflowError):
+            sound = np.zeros(1, dtype=bool)
+        if not sound.all():
+            for annotation, row in zip(annotations, values):
+                for value in row:
+                    # A comparison with NaN is False.
+                    is_number = type(value) in (int, float) and abs(value) <= _MAX_COORDINATE
+                    if not is_number:
+                        raise self._annotation_error(
+                            annotation,
+                            f"{what} must be numbers of pixels, between -{_MAX_COORDINATE} and "
+                            f"{_MAX_COORDINATE}; got {_short(value)}",
+                        )
+        return numbers
+
+    def _segmentation(self, annotation: dict, image: dict):
+        """The mask of an annotation in the form Detectron2 takes, or None."""
+        segmentation = annotation.get("segmentation")
+        if not segmentation:
+            return None
+        if isinstance(segmentation, list):
+            return [p for p in segmentation if has_usable_mask([p])] or None
+        try:
+            if isinstance(segmentation, dict):
+                _check_rle(segmentation, image)
+            return usable_segmentation(segmentation)
+        except ValueError as error:
+            raise self._annotation_error(annotation, str(error)) from None
+
+
+def _is_id(value) -> bool:
+    return type(value) in (int, str)
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _check_rle(rle: dict, image: dict) -> None:
+    size = [image["height"], image["width"]]
+    if "counts" not in rle or "size" not in rle:
+        raise ValueError("its RLE needs 'size' and 'counts'")
+    if rle["size"] != size:
+        raise ValueError(
+            f"the size of its RLE is {_short(rle['size'])} (height, width), but that of its image "
+            f"is {size}"
+        )
+    runs = rle_run_lengths(rle)
+    num_pixels = size[0] * size[1]
+    if runs.size and (runs.min() < 0 or runs.max() > num_pixels or runs.sum() != num_pixels):
+        raise ValueError("the run lengths of its RLE do not add up to the size of its image")
+
+
+def _check_image_files(file: _AnnotationFile, images: Dict[int, dict], image_root: str) -> None:
+    """Raise if images are missing; lists each folder once, which is faster than many look-ups."""
+    if not os.path.isdir(image_root):
+        raise file.error(f"the image folder '{image_root}' does not exist")
+    folders: Dict[str, frozenset] = {}
+    missing = []
+    for image in images.values():
+        folder, name = os.path.split(image["file_name"])
+        if folder not in folders:
+            path = os.path.join(image_root, folder)
+            folders[folder] = frozenset(os.listdir(path) if os.path.isdir(path) else ())
+        if name not in folders[folder]:
+            missing.append(image["file_name"])
+    if missing:
+        raise file.error(
+            f"{len(missing)} of {len(images)} images are not in the folder '{image_root}', such "
+            f"as {', '.join(missing[:_NUM_EXAMPLES])}"
+        )
+
+
+def _log_counts(json_file: str, num_images: int, num_classes: int, counts: Dict[str, list]) -> None:
+    """Log, once per file, what the annotations hold and what was left out."""
+    rows = []
+    for what, ids in sorted(counts.items(), key=lambda item: -len(item[1])):
+        examples = ""
+        if what not in ("mask", "crowd", "box only: no segmentation"):
+            shown = ", ".join(str(i) for i in ids[:_NUM_EXAMPLES])
+            examples = shown + (", ..." if len(ids) > _NUM_EXAMPLES else "")
+        rows.append([what, len(ids), examples])
+    total = sum(len(ids) for ids in counts.values())
+    table = tabulate(rows, headers=["annotations", "number", "ids"], tablefmt="pipe")
+    log_first_n(
+        logging.INFO,
+        f"Loaded {num_images} images, {num_classes} classes and {total} annotations from "
+        f"{json_file}:\n{table}",
+        name=__name__,
+        key="message",
+    )
+    if 0 in chain.from_iterable(counts.values()):
+        log_first_n(
+            logging.WARNING,
+            f"{json_file}: an annotation has the id 0, which COCO evaluation counts as not found. "
+            "Number annotations from 1.",
+            name=__name__,
+            key="message",
+        )

@@ -1,0 +1,131 @@
+"""From the annotations of one image to training instances, of which only some have masks."""
+
+from typing import FrozenSet, Optional
+import torch
+from detectron2.config import configurable
+from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.structures import BitMasks, PolygonMasks
+
+from .class_split import supervising_classes
+from .segmentation import usable_segmentation
+
+__all__ = ["ContrastMaskDatasetMapper"]
+
+
+class ContrastMaskDatasetMapper(DatasetMapper):
+    """Detectron2's mapper for data in which an instance may have a mask or only a box.
+
+    In training, `instances` has `gt_boxes`, `gt_classes`, `gt_masks` for all instances, and
+    `gt_has_mask` (bool tensor). Where `gt_has_mask` is False the mask is empty. That is so for
+    instances without a usable mask, and for those of other classes than `mask_classes`: their
+    segmentation is thrown away before anything looks at it.
+
+    An instance stays if its box is not empty. With random cropping an instance that had a mask
+    must still have some of it, and its box is made to fit what is left; a box-only instance keeps
+    the part of its box inside the crop. A mask that vanishes without cropping (by scaling down)
+    leaves a box-only instance.
+    """
+
+    @configurable
+    def __init__(self, *args, mask_classes: Optional[FrozenSet[int]] = None, **kwargs):
+        """
+        Args:
+            mask_classes: contiguous ids of the classes whose masks are used; None for all.
+            args, kwargs: as in Detectron2's :class:`DatasetMapper`.
+        """
+        super().__init__(*args, **kwargs)
+        self.mask_classes = mask_classes
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        ret = super().from_config(cfg, is_train)
+        if is_train and cfg.MODEL.MASK_ON:
+            ret["mask_classes"] = supervising_classes(cfg)
+        return ret
+
+    def __call__(self, dataset_dict):
+        """As in Detectron2's mapper. Masks that are not used are removed before all else."""
+        dataset_dict = dict(dataset_dict)
+        annotations = dataset_dict.pop("annotations", None)
+        if annotations is not None and self.is_train:
+            dataset_dict["annotations"] = [
+                self._keep_usable_mask(annotation, dataset_dict)
+                for annotation in annotations
+                if not annotation.get("iscrowd", 0)
+            ]
+        return super().__call__(dataset_dict)
+
+    def _keep_usable_mask(self, annotation: dict, dataset_dict: dict) -> dict:
+        """A copy of one annotation, without its segmentation if that is not to be used."""
+        kept = {key: value for key, value in annotation.items() if key != "segmentation"}
+        is_allowed = self.mask_classes is None or annotation["category_id"] in self.mask_classes
+        if not (self.use_instance_mask and is_allowed):
+            return kept
+        try:
+            segmentation = usable_segmentation(annotation.get("segmentation"))
+            if isinstance(segmentation, dict):
+                self._check_rle(segmentation, dataset_dict)
+        except ValueError as error:
+            raise ValueError(
+                f"Annotation {annotation.get('id', '')} of class {annotation['category_id']} in "
+                f"image {dataset_dict['file_name']}: {error}"
+            ) from None
+        if segmentation is not None:
+            kept["segmentation"] = segmentation
+        return kept
+
+    def _check_rle(self, rle: dict, dataset_dict: dict) -> None:
+        if self.instance_mask_format == "polygon":
+            raise ValueError(
+                "its mask is an RLE, which INPUT.MASK_FORMAT 'polygon' cannot take. Set "
+                "INPUT.MASK_FORMAT bitmask"
+            )
+        height, width = rle["size"]
+        expected = dataset_dict.get("height", height), dataset_dict.get("width", width)
+        if (height, width) != expected:
+            raise ValueError(
+                f"the size of its RLE is {(height, width)} (height, width), but that of its image "
+                f"is {expected}"
+            )
+
+    def _transform_annotations(self, dataset_dict, transforms, image_shape):
+        if not self.use_instance_mask:
+            super()._transform_annotations(dataset_dict, transforms, image_shape)
+            return
+        annotations = []
+        for annotation in dataset_dict.pop("annotations"):
+            if not self.use_keypoint:
+                annotation.pop("keypoints", None)
+            annotations.append(
+                utils.transform_instance_annotations(
+                    annotation,
+                    transforms,
+                    image_shape,
+                    keypoint_hflip_indices=self.keypoint_hflip_indices,
+                )
+            )
+        had_mask = torch.tensor(["segmentation" in a for a in annotations], dtype=torch.bool)
+        for annotation in annotations:
+            # No polygon: an empty mask in both formats, so all instances get one.
+            annotation.setdefault("segmentation", [])
+        instances = utils.annotations_to_instances(
+            annotations, image_shape, mask_format=self.instance_mask_format
+        )
+        if not annotations:
+            instances.gt_masks = self._no_masks(image_shape)
+        instances.gt_has_mask = had_mask & instances.gt_masks.nonempty()
+
+        keep = torch.ones_like(had_mask)
+        if self.recompute_boxes:
+            has_mask = instances.gt_has_mask
+            tight = instances.gt_masks[has_mask].get_bounding_boxes()
+            instances.gt_boxes.tensor[has_mask] = tight.tensor
+            keep = ~had_mask | has_mask
+        _, has_box = utils.filter_empty_instances(instances, by_mask=False, return_mask=True)
+        dataset_dict["instances"] = instances[keep & has_box]
+
+    def _no_masks(self, image_shape):
+        if self.instance_mask_format == "polygon":
+            return PolygonMasks([])
+        return BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
