@@ -12,7 +12,7 @@ from .coco_eval import coco_precision, resolve_backend
 from .filled_boxes import fill_boxes
 from .ground_truth import count_missing_masks, evaluation_annotations
 from .group_metrics import METRICS, group_metrics, harmonic_mean
-from .results import format_results_table, group_key
+from .results import group_key
 
 
 class _PrecisionOnly:
@@ -127,7 +127,6 @@ class ContrastMaskEvaluator(COCOEvaluator):
                 all_classes = range(len(class_names))
                 self._results["segm-filled-box"] = group_metrics(precision, all_classes)
                 self._add_group_results("segm-filled-box", precision)
-        self._logger.info("Evaluation results:\n" + format_results_table(self._results))
 
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)

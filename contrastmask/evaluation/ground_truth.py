@@ -4,6 +4,8 @@ import logging
 import pycocotools.mask as mask_util
 from collections import Counter
 
+from ..data.segmentation import has_usable_mask
+
 logger = logging.getLogger(__name__)
 
 
@@ -11,8 +13,8 @@ def evaluation_annotations(coco_api):
     """Copy the annotations and fill in what COCO evaluation needs beyond what training needs.
 
     "iscrowd" becomes 0 where it is absent; "area" that of the mask, or of the box where there is no
-    mask. Ids are numbered from 1, because COCO evaluation takes an annotation with id 0 for no
-    annotation.
+    mask. Polygons of fewer than three points go, and so does a "segmentation" that has no usable
+    mask. Ids are numbered from 1, because COCO evaluation takes an annotation with id 0 for none.
 
     Args:
         coco_api (pycocotools.coco.COCO): dataset with annotations; not changed.
@@ -23,6 +25,11 @@ def evaluation_annotations(coco_api):
     annotations, num_without_area = [], 0
     for index, original in enumerate(coco_api.dataset["annotations"]):
         annotation = {**original, "id": index + 1, "iscrowd": original.get("iscrowd", 0)}
+        segmentation = annotation.pop("segmentation", None)
+        if has_usable_mask(segmentation):
+            if isinstance(segmentation, list):
+                segmentation = [x for x in segmentation if has_usable_mask([x])]
+            annotation["segmentation"] = segmentation
         if "area" not in annotation:
             num_without_area += 1
             annotation["area"] = _area(coco_api, annotation)
@@ -39,24 +46,16 @@ def count_missing_masks(annotations):
     """Count annotations without a mask.
 
     Args:
-        annotations (list[dict]): COCO annotations.
+        annotations (list[dict]): from :func:`evaluation_annotations`.
 
     Returns:
         dict[int, int]: category id -> number of its annotations that have no mask; categories
         whose annotations all have one are left out.
     """
-    return dict(Counter(x["category_id"] for x in annotations if not has_mask(x)))
-
-
-def has_mask(annotation):
-    """Whether a COCO annotation has a "segmentation" that is not empty (polygons or RLE)."""
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        return bool(segmentation.get("counts"))
-    return bool(segmentation) and all(len(polygon) for polygon in segmentation)
+    return dict(Counter(x["category_id"] for x in annotations if "segmentation" not in x))
 
 
 def _area(coco_api, annotation):
-    if has_mask(annotation):
+    if "segmentation" in annotation:
         return float(mask_util.area(coco_api.annToRLE(annotation)))
     return float(annotation["bbox"][2] * annotation["bbox"][3])
