@@ -56,6 +56,11 @@ NEEDED_MODULES = (
     ("hypothesis", "hypothesis"),
 )
 
+NO_RELEASE = (
+    "The package registry has no release of a package for this Python and machine. Pinned are "
+    "releases for Python 3.10 to 3.13 on 64-bit Linux."
+)
+
 # Words in pip's error output, and what they mean for the user. The first match counts.
 PIP_FAILURES = (
     (
@@ -69,8 +74,10 @@ PIP_FAILURES = (
         "A downloaded file is not the one that requirements/ names by its hash. It was damaged or "
         "replaced on the way: try again, and do not use it if this happens again.",
     ),
+    (("require a different python version",), NO_RELEASE),
     (
         (
+            "(from versions: none)",
             "NewConnectionError",
             "Failed to establish a new connection",
             "Temporary failure in name resolution",
@@ -86,15 +93,13 @@ PIP_FAILURES = (
             "Connection broken",
             "ConnectionResetError",
         ),
-        "The package registry could not be reached. Check the network, and the proxy or index that "
-        "pip is set up to use (pip config list). What was installed so far is kept: run the same "
-        "command again.",
+        "The package registry could not be reached, or offers nothing under that name. Check the "
+        "network, and the proxy or index that pip is set up to use (pip config list). What was "
+        "installed so far is kept: run the same command again.",
     ),
     (
         ("No matching distribution found", "Could not find a version"),
-        "The package registry has no release of a package for this Python and machine. Pinned are "
-        "releases for Python 3.10 to 3.13 on 64-bit Linux. If pip is set up to use an index of its "
-        "own (pip config list), that index may lack the package.",
+        NO_RELEASE,
     ),
 )
 

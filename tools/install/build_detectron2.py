@@ -23,7 +23,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENT_FILE = PROJECT_ROOT / "requirements" / "detectron2.txt"
 
 # The local label ("+") keeps it apart from official builds in `pip list`.
-BUILD_DESCRIPTION = '''from setuptools import find_packages, setup
+BUILD_DESCRIPTION = """from setuptools import find_packages, setup
 
 PROJECTS = {
     "detectron2.projects.point_rend": "projects/PointRend/point_rend",
@@ -65,7 +65,7 @@ setup(
         "black",
     ],
 )
-'''
+"""
 
 
 def run_pip(arguments: List[str]) -> None:

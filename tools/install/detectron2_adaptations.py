@@ -33,7 +33,7 @@ class Adaptation:
 
 
 MISSING_OPS_PATH = "detectron2/layers/missing_ops.py"
-MISSING_OPS_SOURCE = '''"""Stands where `detectron2._C` is imported and the C++ part is not installed."""
+MISSING_OPS_SOURCE = '''"""Stands in for `detectron2._C` where the C++ part is not installed."""
 
 
 class MissingOps:

