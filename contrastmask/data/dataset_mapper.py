@@ -1,5 +1,6 @@
 """From the annotations of one image to training instances, of which only some have masks."""
 
+import importlib.util
 from typing import FrozenSet, Optional
 import torch
 from detectron2.config import configurable
@@ -11,6 +12,18 @@ from .class_split import supervising_classes
 from .segmentation import usable_segmentation
 
 __all__ = ["ContrastMaskDatasetMapper"]
+
+# A box with a shorter side, in pixels, is empty; as in Detectron2's `filter_empty_instances`.
+_MIN_BOX_SIDE = 1e-5
+
+
+def _check_shapely() -> None:
+    """Raise ImportError now rather than in a worker of the data loader."""
+    if importlib.util.find_spec("shapely") is None:
+        raise ImportError(
+            "Cropping polygons (INPUT.CROP.ENABLED with INPUT.MASK_FORMAT 'polygon') needs the "
+            "package shapely: pip install shapely, or set INPUT.MASK_FORMAT bitmask"
+        )
 
 
 class ContrastMaskDatasetMapper(DatasetMapper):
@@ -36,6 +49,8 @@ class ContrastMaskDatasetMapper(DatasetMapper):
         """
         super().__init__(*args, **kwargs)
         self.mask_classes = mask_classes
+        if self.recompute_boxes and self.instance_mask_format == "polygon":  # with cropping
+            _check_shapely()
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
@@ -119,11 +134,12 @@ class ContrastMaskDatasetMapper(DatasetMapper):
         keep = torch.ones_like(had_mask)
         if self.recompute_boxes:
             has_mask = instances.gt_has_mask
-            tight = instances.gt_masks[has_mask].get_bounding_boxes()
-            instances.gt_boxes.tensor[has_mask] = tight.tensor
+            masks = instances.gt_masks if has_mask.all() else instances.gt_masks[has_mask]
+            instances.gt_boxes.tensor[has_mask] = masks.get_bounding_boxes().tensor
             keep = ~had_mask | has_mask
-        _, has_box = utils.filter_empty_instances(instances, by_mask=False, return_mask=True)
-        dataset_dict["instances"] = instances[keep & has_box]
+        keep &= instances.gt_boxes.nonempty(threshold=_MIN_BOX_SIDE)
+        # Selecting copies the masks, which takes time.
+        dataset_dict["instances"] = instances if keep.all() else instances[keep]
 
     def _no_masks(self, image_shape):
         if self.instance_mask_format == "polygon":
