@@ -16,6 +16,8 @@ def add_contrastmask_config(cfg):
     _add_box_head_config(cfg)
     _add_mask_head_config(cfg)
     _add_contrastive_head_config(cfg)
+    _add_solver_config(cfg)
+    _add_test_config(cfg)
 
 
 def _add_dataset_config(cfg):
@@ -104,3 +106,18 @@ def _add_contrastive_head_config(cfg):
     head.RAMP_START = 0.25
     head.RAMP_STEPS = 12
     head.RAMP_FULL_STEP = 4
+
+
+def _add_solver_config(cfg):
+    # "SGD" (Detectron2's, used by the published models) or "ADAMW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Learning rate of the backbone without its FPN, relative to SOLVER.BASE_LR; ADAMW only.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+
+
+def _add_test_config(cfg):
+    # Library that computes AP: "hotcoco" (fast), "pycocotools" (slow), or "auto": hotcoco if it is
+    # installed, else pycocotools. The numbers are the same.
+    cfg.TEST.COCO_EVAL_BACKEND = "auto"
+    # Also report the mask AP that the filled predicted boxes would have. One more pass.
+    cfg.TEST.EVAL_FILLED_BOXES = False

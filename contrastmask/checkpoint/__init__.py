@@ -1,0 +1,3 @@
+"""Loading of checkpoints, also of layouts other than Detectron2's."""
+
+from .checkpointer import ContrastMaskCheckpointer

@@ -1,0 +1,71 @@
+"""Detectron2's default trainer with the mapper, evaluator and optimizers of this project."""
+
+import logging
+import os
+import weakref
+
+from detectron2.data import build_detection_train_loader
+from detectron2.engine import DefaultTrainer
+from detectron2.utils import comm
+
+from ..checkpoint import ContrastMaskCheckpointer
+from ..data import ContrastMaskDatasetMapper, class_split_from_config
+from ..evaluation import ContrastMaskEvaluator, format_results_table, write_results_json
+from ..solver import build_optimizer
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates what a config describes."""
+
+    def build_hooks(self):
+        # The hooks keep the checkpointer, so this is the last moment to choose another one.
+        self.checkpointer = ContrastMaskCheckpointer(
+            self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        return super().build_hooks()
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        mapper = ContrastMaskDatasetMapper(cfg, is_train=True)
+        return build_detection_train_loader(cfg, mapper=mapper)
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        return ContrastMaskEvaluator(
+            dataset_name,
+            class_split_from_config(cfg, dataset_name),
+            output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"),
+            backend=cfg.TEST.COCO_EVAL_BACKEND,
+            eval_filled_boxes=cfg.TEST.EVAL_FILLED_BOXES,
+        )
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """
+        Evaluate on all of ``DATASETS.TEST``, log a table for each, and write ``results.json`` to
+        the output folder (``results_<dataset>.json`` if there are several).
+
+        Args:
+            cfg (CfgNode):
+            model (nn.Module):
+            evaluators (list[DatasetEvaluator]): one for each dataset, or None for the default.
+
+        Returns:
+            dict: what :meth:`DefaultTrainer.test` returns.
+        """
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            single = len(cfg.DATASETS.TEST) == 1
+            for name in cfg.DATASETS.TEST:
+                of_dataset = results if single else results[name]
+                logger.info(f"Results on {name}:\n{format_results_table(of_dataset)}")
+                file_name = "results.json" if single else f"results_{name}.json"
+                path = os.path.join(cfg.OUTPUT_DIR, file_name)
+                write_results_json(of_dataset, path, class_split_from_config(cfg, name))
+        return results

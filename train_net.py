@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+"""
+Train or evaluate ContrastMask:
+
+    python train_net.py --num-gpus 8 --config-file configs/...yaml
+    python train_net.py --config-file configs/...yaml --eval-only MODEL.WEIGHTS model_final.pth
+"""
+
+from detectron2.engine import default_argument_parser, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from contrastmask.checkpoint import ContrastMaskCheckpointer
+from contrastmask.data import check_num_classes, check_supervision
+from contrastmask.engine import Trainer, setup
+
+
+def main(args):
+    cfg = setup(args)
+    check_num_classes(cfg)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = ContrastMaskCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+
+    check_supervision(cfg)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
