@@ -12,6 +12,9 @@ DETECTRON2 ?=
 # Arguments for pytest, e.g. make test PYTEST_ARGS="tests/data -x".
 PYTEST_ARGS ?=
 
+QUICKSTART_CONFIG := configs/quickstart.yaml
+QUICKSTART_OUTPUT := output/quickstart
+
 ifeq ($(filter 1 yes true,$(USE_ACTIVE_ENV)),)
 ENV_PYTHON := $(VENV)/bin/python
 BOOTSTRAP_ARGS := --venv "$(VENV)"
@@ -45,9 +48,12 @@ environment:
 test: environment
 	"$(ENV_PYTHON)" -m pytest $(PYTEST_ARGS)
 
+# The data is written once; training starts anew each time.
 quickstart: environment
-	"$(ENV_PYTHON)" tools/prepare_shapes.py --output datasets/shapes
-	"$(ENV_PYTHON)" train_net.py --config-file configs/quickstart.yaml
+	"$(ENV_PYTHON)" tools/prepare_shapes.py
+	"$(ENV_PYTHON)" train_net.py --config-file $(QUICKSTART_CONFIG)
+	"$(ENV_PYTHON)" tools/draw_predictions.py --config-file $(QUICKSTART_CONFIG) \
+	  --weights $(QUICKSTART_OUTPUT)/model_final.pth --output $(QUICKSTART_OUTPUT)/predictions.png
 
 lint: environment
 	"$(ENV_PYTHON)" -m ruff check .

@@ -24,7 +24,8 @@ import sys
 PROJECT_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OLDEST_PYTHON = (3, 10)
 NEWEST_TESTED_PYTHON = (3, 13)
-NEEDED_GB = 8
+# Measured: 6.2 GB installed, 9.4 GB while the downloads lie beside it.
+NEEDED_GB = 10
 STATE_FILE = "contrastmask-install.json"
 
 # Each step with the files it depends on; a change in one of them runs the step again.
@@ -41,7 +42,7 @@ STEP_FILES = {
 NEEDED_MODULES = (
     ("torch", "torch"),
     ("torchvision", "torchvision"),
-    ("detectron2", "detectron2, see docs/INSTALL.md"),
+    ("detectron2", "Detectron2, see docs/INSTALL.md"),
     ("fvcore", "fvcore"),
     ("numpy", "numpy"),
     ("cv2", "opencv-python-headless"),
@@ -263,7 +264,7 @@ def pip_environment(venv):
 
 
 def install_packages(venv):
-    say("Installing the pinned packages (about 3 GB to download)")
+    say("Installing the pinned packages: about 3 GB to download, some minutes")
     pip = [venv_python(venv), "-m", "pip", "install", "--require-hashes"]
     environment = pip_environment(venv)
     requirements = os.path.join(PROJECT_ROOT, "requirements")
