@@ -313,7 +313,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         )
         scalars = {"contrastive/ramp": ramp, "contrastive/num_kept": pixel_sets.kept.sum()}
         scalars.update({f"contrastive/num_{k}": v.sum() for k, v in sampled._asdict().items()})
-        scalars.update({f"contrastive/loss_{k}": v for k, v in terms._asdict().items()})
+        scalars.update({f"contrastive/{k}": v for k, v in terms._asdict().items()})
         put_scalars(scalars)
         return sum(terms) * (self.contrastive_head.loss_weight * ramp), sampled
 

@@ -19,16 +19,17 @@ def put_training_images(*, cam, sampled, mask_logits, max_rois=8):
     Store rows of RoIs as images: normalised CAMs, sampled keys, predicted mask probabilities.
 
     Args:
-        cam (Tensor): (R, H, W), CAMs normalised to 0..1.
+        cam (Tensor): (R, h, w), CAMs normalised to 0..1.
         sampled (KeySets): four bool tensors (R, H, W); None if the loss is off.
-        mask_logits (Tensor): (S, 1, h, w), of the RoIs that the mask loss used; None if there are
+        mask_logits (Tensor): (S, 1, H', W'), of the RoIs that the mask loss used; None if there are
             none.
         max_rois (int): RoIs a row.
     """
     storage = get_event_storage()
     storage.put_image("contrastmask/cam", _row(cam[:max_rois, None].expand(-1, 3, -1, -1)))
     if sampled is not None:
-        canvas = torch.zeros(len(cam[:max_rois]), 3, *cam.shape[1:], device=cam.device)
+        pixels = sampled.easy_positive[:max_rois, None]
+        canvas = torch.zeros_like(pixels, dtype=torch.float32).repeat(1, 3, 1, 1)
         for name, pixels in sampled._asdict().items():
             color = torch.tensor(_COLORS[name], device=cam.device)[None, :, None, None]
             canvas = torch.where(pixels[:max_rois, None], color, canvas)

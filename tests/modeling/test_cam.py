@@ -1,0 +1,44 @@
+import torch
+
+from contrastmask.modeling.cam import class_activation_map, min_max_normalize, resize_map
+
+
+def test_cam_is_the_weighted_sum_of_channels():
+    features, weights = torch.randn(3, 4, 5, 6), torch.randn(3, 4)
+    cam = class_activation_map(features, weights)
+    expected = (features * weights[:, :, None, None]).sum(1, keepdim=True)
+    torch.testing.assert_close(cam, expected)
+
+
+def test_gradient_reaches_features_only():
+    features = torch.randn(2, 4, 3, 3, requires_grad=True)
+    weights = torch.randn(2, 4, requires_grad=True)
+    class_activation_map(features, weights).square().sum().backward()
+    assert features.grad.abs().sum() > 0
+    assert weights.grad is None
+
+
+def test_normalised_range():
+    maps = min_max_normalize(torch.randn(5, 1, 7, 7) * 100 - 30)
+    assert torch.equal(maps.amin((1, 2, 3)), torch.zeros(5))
+    torch.testing.assert_close(maps.amax((1, 2, 3)), torch.ones(5))
+
+
+def test_constant_map_is_zero_with_finite_gradient():
+    maps = torch.full((2, 1, 7, 7), 3.0, requires_grad=True)
+    normalized = min_max_normalize(maps)
+    assert torch.equal(normalized, torch.zeros_like(maps))
+    normalized.sum().backward()
+    assert torch.isfinite(maps.grad).all()
+
+
+def test_cam_is_float32_under_autocast():
+    features, weights = torch.randn(2, 4, 3, 3), torch.randn(2, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cam = class_activation_map(features, weights)
+    assert cam.dtype == torch.float32
+    torch.testing.assert_close(cam, class_activation_map(features, weights))
+
+
+def test_resize_of_no_rois():
+    assert resize_map(torch.zeros(0, 1, 7, 7), 14).shape == (0, 1, 14, 14)

@@ -1,0 +1,409 @@
+import copy
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import build_roi_heads
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from contrastmask import add_contrastmask_config
+from contrastmask.modeling.contrastive_head import Projector
+
+
+def total(losses):
+    return sum(losses.values())
+
+
+def gradients(module):
+    return {name: p.grad for name, p in module.named_parameters()}
+
+
+def test_losses_train_every_parameter(heads_cfg, build_heads, run_heads):
+    heads = build_heads(heads_cfg)
+    losses, _ = run_heads(heads)
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_mask", "loss_contrastive"}
+    total(losses).backward()
+    for name, grad in gradients(heads).items():
+        assert grad is not None and torch.isfinite(grad).all(), name
+        assert grad.abs().sum() > 0, name
+
+
+def test_which_loss_trains_what(heads_cfg, build_heads, make_batch, run_heads):
+    """Encoder: both losses; projector: contrastive loss only; fusion and box branch: mask loss."""
+    features, proposals, targets = make_batch()
+    features = {k: v.requires_grad_() for k, v in features.items()}
+    heads = build_heads(heads_cfg)
+    losses, _ = run_heads(heads, (features, proposals, targets))
+
+    def trained_by(name):
+        heads.zero_grad(set_to_none=True)
+        losses[name].backward(retain_graph=True)
+        return {n for n, g in gradients(heads).items() if g is not None and g.abs().sum() > 0}
+
+    by_contrastive, by_mask = trained_by("loss_contrastive"), trained_by("loss_mask")
+    assert all(n.startswith("contrastive_head.") for n in by_contrastive)
+    assert any(n.startswith("contrastive_head.projector.") for n in by_contrastive)
+    assert any(n.startswith("contrastive_head.encoder.") for n in by_contrastive & by_mask)
+    assert not any(n.startswith("contrastive_head.projector.") for n in by_mask)
+    assert "mask_head.fuse.weight" in by_mask
+    assert "box_head.cls_branch.conv1.weight" in by_mask
+    assert not any(n.startswith("box_head.reg_branch") for n in by_mask)
+    assert not any(n.startswith("box_predictor") for n in by_mask)
+
+    grad = torch.autograd.grad(losses["loss_contrastive"], features["p2"], allow_unused=True)
+    assert grad[0] is None  # the contrastive head's features are detached
+
+
+def test_masks_of_novel_instances_change_nothing(heads_cfg, build_heads, make_batch, run_heads):
+    results = []
+    for change in (False, True):
+        features, proposals, targets = make_batch()
+        if change:
+            for x in targets:
+                x.gt_masks.tensor[~x.gt_has_mask] ^= True
+        heads = build_heads(heads_cfg)
+        torch.manual_seed(3)
+        losses, _ = run_heads(heads, (features, proposals, targets))
+        total(losses).backward()
+        results.append((losses, gradients(heads)))
+    (first, first_grads), (second, second_grads) = results
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert all(torch.equal(first_grads[k], second_grads[k]) for k in first_grads)
+
+
+def test_masks_of_base_instances_do_matter(heads_cfg, build_heads, make_batch, run_heads):
+    losses = []
+    for change in (False, True):
+        batch = make_batch()
+        if change:
+            for x in batch[2]:
+                x.gt_masks.tensor[x.gt_has_mask] ^= True
+        heads = build_heads(heads_cfg)
+        torch.manual_seed(3)
+        losses.append(run_heads(heads, batch)[0])
+    assert losses[0]["loss_mask"] != losses[1]["loss_mask"]
+    assert losses[0]["loss_contrastive"] != losses[1]["loss_contrastive"]
+    assert losses[0]["loss_cls"] == losses[1]["loss_cls"]
+
+
+DEGENERATE = {
+    "no proposal matches": dict(num_boxes=4, keep_proposals=True, drop_gt=True),
+    "no ground truth": dict(num_boxes=0),
+    "no masks": dict(num_boxes=4, has_mask=False),
+    "empty masks": dict(num_boxes=4, has_mask=True, fill=False),
+    "full masks": dict(num_boxes=4, has_mask=True, fill=True),
+    "one image without ground truth": dict(num_boxes=4, empty_first=True),
+    "no proposals at all": dict(num_boxes=0, no_proposals=True),
+    "ground truth only": dict(num_boxes=4, no_proposals=True),
+    "constant features": dict(num_boxes=4, constant=True),
+    "zero-width and outside boxes": dict(num_boxes=4, odd_boxes=True),
+}
+
+
+@pytest.mark.parametrize("loss_weight", [0.1, 0.0])
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_degenerate_batches(heads_cfg, build_heads, make_batch, run_heads, case, loss_weight):
+    params = dict(DEGENERATE[case])
+    features, proposals, targets = make_batch(
+        num_boxes=params["num_boxes"], has_mask=params.get("has_mask")
+    )
+    if params.get("drop_gt"):
+        heads_cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = False
+        heads_cfg.MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY = False
+        for x in proposals:
+            x.proposal_boxes = Boxes(torch.tensor([[90.0, 90.0, 95.0, 95.0]]).repeat(len(x), 1))
+    if "fill" in params:
+        for x in targets:
+            x.gt_masks.tensor[:] = params["fill"]
+    if params.get("empty_first"):
+        targets[0] = targets[0][torch.zeros(len(targets[0]), dtype=torch.bool)]
+    if params.get("no_proposals"):
+        proposals = [x[torch.zeros(len(x), dtype=torch.bool)] for x in proposals]
+    if params.get("constant"):
+        features = {k: torch.ones_like(v) for k, v in features.items()}
+    if params.get("odd_boxes"):
+        for x in proposals:
+            x.proposal_boxes.tensor[0] = torch.tensor([10.0, 10.0, 10.0, 40.0])
+            x.proposal_boxes.tensor[1] = torch.tensor([-50.0, -50.0, -20.0, -20.0])
+        for x in targets:
+            x.gt_boxes.tensor[0] = torch.tensor([95.0, 95.0, 200.0, 200.0])
+    heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD.LOSS_WEIGHT = loss_weight
+    heads = build_heads(heads_cfg)
+    losses, _ = run_heads(heads, (features, proposals, targets))
+    assert ("loss_contrastive" in losses) == (loss_weight > 0)
+    for name, loss in losses.items():
+        assert torch.isfinite(loss), name
+    total(losses).backward()
+    for name, grad in gradients(heads).items():
+        assert grad is not None and torch.isfinite(grad).all(), name
+
+
+def test_mask_loss_uses_ground_truth_boxes_of_base_instances(
+    heads_cfg, build_heads, make_batch, run_heads
+):
+    heads_cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0  # so that no positive is sampled away
+    _, storage = run_heads(build_heads(heads_cfg))
+    # 2 images with 2 base instances each; the moved boxes are positive, too, but are proposals.
+    assert storage.latest()["mask_head/num_rois"][0] == 4
+    positives = storage.latest()["contrastive/num_rois"][0]
+    heads_cfg.MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY = False
+    _, storage = run_heads(build_heads(heads_cfg))
+    assert 4 < storage.latest()["mask_head/num_rois"][0] < positives
+
+
+def test_ground_truth_boxes_are_known_by_origin_not_by_value(heads_cfg, build_heads, make_batch):
+    _, proposals, targets = make_batch(num_images=1)
+    proposals[0].proposal_boxes.tensor[:4] = targets[0].gt_boxes.tensor  # proposals that hit exactly
+    heads_cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 1000
+    heads_cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
+    heads = build_heads(heads_cfg)
+    with EventStorage():
+        (sampled,) = heads.label_and_sample_proposals(proposals, targets)
+    assert sampled.is_gt_box.sum() == 4
+    assert torch.equal(
+        sampled.proposal_boxes.tensor[sampled.is_gt_box].sum(),
+        targets[0].gt_boxes.tensor.sum(),
+    )
+
+
+def test_scalars_of_a_training_step(heads_cfg, build_heads, run_heads):
+    _, storage = run_heads(build_heads(heads_cfg), iteration=25)
+    scalars = {k: v for k, (v, _) in storage.latest().items()}
+    assert scalars["contrastive/ramp"] == 0.5
+    assert 0 < scalars["contrastive/num_kept"] <= scalars["contrastive/num_rois"]
+    for name in ("easy_positive", "easy_negative", "hard_positive", "hard_negative"):
+        assert scalars[f"contrastive/num_{name}"] > 0
+    for name in ("foreground_easy", "foreground_hard", "background_easy", "background_hard"):
+        assert scalars[f"contrastive/{name}"] > 0
+    for name in ("accuracy", "false_positive", "false_negative"):
+        assert 0 <= scalars[f"mask_head/{name}"] <= 1
+
+
+def test_ramp_scales_the_loss(heads_cfg, build_heads, run_heads):
+    losses = []
+    for iteration in (0, 119):
+        heads = build_heads(heads_cfg)
+        torch.manual_seed(3)
+        losses.append(run_heads(heads, iteration=iteration)[0]["loss_contrastive"])
+    torch.testing.assert_close(losses[0] * 4, losses[1])
+
+
+def test_training_images(heads_cfg, build_heads, make_batch):
+    heads_cfg.VIS_PERIOD = 2
+    heads = build_heads(heads_cfg)
+    heads.train()
+    for iteration, expected in ((1, 0), (2, 3)):
+        with EventStorage(iteration) as storage:
+            heads(None, *make_batch())
+        names = [name for name, _, _ in storage._vis_data]
+        assert len(names) == expected
+    assert names == ["contrastmask/cam", "contrastmask/sampled_keys", "contrastmask/predicted_masks"]
+
+
+@pytest.mark.parametrize("sizes", [(7, 14, 28), (5, 8, 12), (7, 14, 14)])
+@pytest.mark.parametrize("masks", ["bitmask", "polygon"])
+def test_sizes_follow_the_config(heads_cfg, build_heads, make_batch, run_heads, sizes, masks):
+    box_size, mask_size, contrastive_size = sizes
+    heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = box_size
+    heads_cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = mask_size
+    heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD.POOLER_RESOLUTION = contrastive_size
+    heads = build_heads(heads_cfg)
+    losses, _ = run_heads(heads, make_batch(masks=masks))
+    assert torch.isfinite(total(losses))
+    features, proposals, _ = make_batch()
+    with torch.no_grad():
+        instances, _ = heads.eval()(None, features, proposals)
+    masks = torch.cat([x.pred_masks for x in instances])
+    assert len(masks) > 0 and masks.shape[1:] == (1, 2 * mask_size, 2 * mask_size)
+
+
+VARIANTS = {
+    "Mask R-CNN": dict(CAM_ON=False, ENABLED=False),
+    "with CAM": dict(CAM_ON=True, ENABLED=False),
+    "no contrastive loss": dict(CAM_ON=True, ENABLED=True, LOSS_WEIGHT=0.0),
+    "no CAM in the mask head": dict(CAM_ON=False, ENABLED=True),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants(heads_cfg, build_heads, make_batch, run_heads, variant):
+    params = dict(VARIANTS[variant])
+    heads_cfg.MODEL.ROI_MASK_HEAD.CAM_ON = params.pop("CAM_ON")
+    for key, value in params.items():
+        heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD[key] = value
+    heads = build_heads(heads_cfg)
+    losses, _ = run_heads(heads)
+    total(losses).backward()
+    assert all(g is not None and g.abs().sum() > 0 for g in gradients(heads).values())
+    features, proposals, _ = make_batch()
+    with torch.no_grad():
+        instances, _ = heads.eval()(None, features, proposals)
+    assert instances[0].has("pred_masks")
+
+
+def detect(heads, features, proposals):
+    heads.eval()
+    with torch.no_grad():
+        return heads(None, features, copy.deepcopy(proposals))[0]
+
+
+def test_cams_of_detections_come_from_their_proposals(heads_cfg, build_heads, make_batch):
+    heads_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    heads_cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0
+    heads_cfg.TEST.DETECTIONS_PER_IMAGE = -1
+    heads = build_heads(heads_cfg)
+    features, proposals, _ = make_batch(num_images=2)
+    instances = detect(heads, features, proposals)
+    with torch.no_grad():
+        pooled = heads.box_pooler(list(features.values()), [x.proposal_boxes for x in proposals])
+        maps = heads.box_head(pooled).class_map.split([len(x) for x in proposals])
+        weights = heads.box_predictor.cls_score.weight[:-1]
+    for detections, class_map in zip(instances, maps):
+        every = torch.einsum("rchw,kc->rkhw", class_map, weights).flatten(0, 1)
+        assert len(detections) == len(every)
+        distance = (detections.pred_cams[:, None] - every).flatten(2).norm(dim=2)
+        assert distance.min(dim=1).values.max() < 1e-4
+        # Same class, and every proposal used once for every class.
+        assert torch.equal(distance.argmin(dim=1) % 5, detections.pred_classes)
+        assert len(distance.argmin(dim=1).unique()) == len(every)
+
+
+def test_chunks_change_nothing(heads_cfg, build_heads, make_batch):
+    features, proposals, _ = make_batch()
+    results = []
+    for chunk in (1000, 7):
+        heads_cfg.MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK = chunk
+        results.append(detect(build_heads(heads_cfg), features, proposals))
+    for a, b in zip(*results):
+        assert len(a) > 7
+        torch.testing.assert_close(a.pred_masks, b.pred_masks)
+
+
+def test_given_boxes(heads_cfg, build_heads, make_batch):
+    heads = build_heads(heads_cfg).eval()
+    features, proposals, _ = make_batch()
+    instances = []
+    for x in proposals:
+        given = Instances(x.image_size)
+        given.pred_boxes = x.proposal_boxes
+        given.pred_classes = torch.arange(len(x)) % 5
+        instances.append(given)
+    with torch.no_grad():
+        results = heads.forward_with_given_boxes(features, instances)
+    assert all(x.pred_masks.shape == (len(x), 1, 28, 28) for x in results)
+    # The same as a detection whose box was not moved: CAM and mask features from one box.
+    again = [copy.copy(x) for x in results]
+    for x in again:
+        x.remove("pred_masks")
+    with torch.no_grad():
+        again = heads.forward_with_given_boxes(features, again)
+    torch.testing.assert_close(again[0].pred_masks, results[0].pred_masks)
+
+
+def test_no_detections(heads_cfg, build_heads, make_batch):
+    heads_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 2.0
+    heads = build_heads(heads_cfg)
+    features, proposals, _ = make_batch()
+    for x in detect(heads, features, proposals):
+        assert x.pred_masks.shape == (0, 1, 28, 28) and x.pred_cams.shape == (0, 7, 7)
+
+
+def test_inference_runs_no_projector_and_keeps_no_graph(
+    heads_cfg, build_heads, make_batch, run_heads, monkeypatch
+):
+    heads = build_heads(heads_cfg)
+    calls = []
+    projector = heads.contrastive_head.projector
+    for module in projector.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda *args: calls.append("projector"))
+    monkeypatch.setattr(
+        "contrastmask.modeling.contrastive_head.build_pixel_sets",
+        lambda *args, **kwargs: calls.append("pixel sets"),
+    )
+    features, proposals, _ = make_batch()
+    instances = detect(heads, features, proposals)
+    assert len(instances[0]) > 0 and not calls
+    assert not instances[0].pred_masks.requires_grad
+    monkeypatch.undo()
+    run_heads(heads)
+    assert calls  # the hooks do count
+
+
+def test_targets_of_detectron2s_own_mapper(heads_cfg, build_heads, make_batch, run_heads):
+    """Without `gt_has_mask` every instance supervises masks."""
+    heads_cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
+    features, proposals, targets = make_batch(has_mask=True)
+    expected, _ = run_heads(build_heads(heads_cfg), make_batch(has_mask=True))
+    for x in targets:
+        x.remove("gt_has_mask")
+    losses, storage = run_heads(build_heads(heads_cfg), (features, proposals, targets))
+    assert storage.latest()["mask_head/num_rois"][0] == 8
+    assert torch.isfinite(total(losses))
+    torch.testing.assert_close(losses["loss_mask"], expected["loss_mask"])
+
+
+def test_bfloat16_autocast_stays_close(heads_cfg, build_heads, run_heads):
+    results = []
+    for enabled in (False, True):
+        heads = build_heads(heads_cfg)
+        torch.manual_seed(3)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            losses, _ = run_heads(heads)
+        assert all(x.dtype == torch.float32 for x in losses.values())
+        total(losses).backward()
+        assert all(torch.isfinite(g).all() for g in gradients(heads).values())
+        results.append(losses)
+    for name in results[0]:
+        torch.testing.assert_close(results[0][name], results[1][name], rtol=0.05, atol=0.01)
+
+
+BAD_CONFIGS = {
+    "LOSS_FORM": ("MODEL.ROI_CONTRASTIVE_HEAD.LOSS_FORM", "thesis"),
+    "SAMPLE_FRACTION": ("MODEL.ROI_CONTRASTIVE_HEAD.SAMPLE_FRACTION", 0.0),
+    "CLS_AGNOSTIC_MASK": ("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False),
+    "TRAIN_ON_PRED_BOXES": ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True),
+    "TEST_ROIS_PER_CHUNK": ("MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK", 0),
+    "PROPOSAL_APPEND_GT": ("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_errors_name_the_key(heads_cfg, build_heads, name):
+    heads_cfg.merge_from_list(list(BAD_CONFIGS[name]))
+    with pytest.raises(ValueError, match=name):
+        build_heads(heads_cfg)
+
+
+def test_projector_without_convolutions():
+    assert Projector(4, 6, 0, "BN")(torch.randn(2, 4, 3, 3)).shape == (2, 3, 3, 6)
+
+
+def test_initialisation(build_heads):
+    """Standard deviations measured in the authors' code for 80 classes and 256 channels."""
+    cfg = get_cfg()
+    add_contrastmask_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.MASK_ON = True
+    cfg.MODEL.ROI_HEADS.NAME = "ContrastMaskROIHeads"
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2"]
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "ContrastMaskBoxHead"
+    cfg.MODEL.ROI_BOX_HEAD.NUM_CONV = 4
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "ContrastMaskMaskHead"
+    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 4
+    cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = True
+    heads = build_roi_heads(cfg, {"p2": ShapeSpec(channels=256, stride=4)})
+    expected = {
+        "box_predictor.cls_score": 0.077,
+        "box_predictor.bbox_pred": 0.059,
+        "mask_head.fuse": 0.088,
+        "mask_head.deconv": 0.044,
+        "mask_head.predictor": 1.41,
+        "contrastive_head.encoder.conv1": (2 / (256 * 9)) ** 0.5,
+    }
+    modules = dict(heads.named_modules())
+    for name, std in expected.items():
+        assert modules[name].weight.std().item() == pytest.approx(std, rel=0.15), name
+        assert not modules[name].bias.any()
