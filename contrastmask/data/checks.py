@@ -2,6 +2,7 @@
 
 import logging
 from typing import List
+
 from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import log_first_n
 from tabulate import tabulate

@@ -5,6 +5,7 @@ import logging
 import os
 from dataclasses import dataclass
 from typing import FrozenSet, List, Optional, Sequence, Tuple
+
 from detectron2.utils.logger import log_first_n
 
 from .shapes import SHAPE_BASE_CLASSES

@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+from array import array
 from collections import defaultdict
 from itertools import chain
 from typing import Dict, List, Optional
+
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
@@ -256,9 +258,9 @@ class _AnnotationFile:
     def _numbers(self, values: List[list], annotations: List[dict], what: str) -> np.ndarray:
         """All values in one array; an error names the annotation with one that is no number."""
         try:
-            numbers = np.fromiter(chain.from_iterable(values), dtype=np.float64)
+            numbers = np.frombuffer(array("d", chain.from_iterable(values)))  # refuses strings
             sound = np.abs(numbers) <= _MAX_COORDINATE  # False for NaN
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, OverflowError):
             sound = np.zeros(1, dtype=bool)
         if not sound.all():
             for annotation, row in zip(annotations, values):

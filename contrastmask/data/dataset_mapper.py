@@ -2,6 +2,7 @@
 
 import importlib.util
 from typing import FrozenSet, Optional
+
 import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper
@@ -74,6 +75,8 @@ class ContrastMaskDatasetMapper(DatasetMapper):
     def _keep_usable_mask(self, annotation: dict, dataset_dict: dict) -> dict:
         """A copy of one annotation, without its segmentation if that is not to be used."""
         kept = {key: value for key, value in annotation.items() if key != "segmentation"}
+        # Detectron2's transforms compute in the type they get: whole numbers would be cut.
+        kept["bbox"] = [float(value) for value in annotation["bbox"]]
         is_allowed = self.mask_classes is None or annotation["category_id"] in self.mask_classes
         if not (self.use_instance_mask and is_allowed):
             return kept

@@ -2,6 +2,7 @@
 
 import os
 from typing import Sequence
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .coco_format import load_partial_coco

@@ -1,6 +1,7 @@
 """What counts as a usable mask in a COCO-format annotation."""
 
 from typing import List, Optional, Union
+
 import numpy as np
 import pycocotools.mask as mask_util
 

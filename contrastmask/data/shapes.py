@@ -10,6 +10,7 @@ import logging
 import os
 from dataclasses import asdict, dataclass
 from typing import Callable, Dict, List, Tuple
+
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Sequence, Tuple
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .segmentation import has_usable_mask
