@@ -1,7 +1,7 @@
 """Checks of the configuration against the data, for before training."""
 
 import logging
-from typing import List
+from typing import List, Optional, Sequence
 
 from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import log_first_n
@@ -15,11 +15,17 @@ __all__ = ["check_num_classes", "check_supervision"]
 _NUM_NAMES = 10
 
 
-def check_num_classes(cfg) -> None:
-    """Raise ValueError unless NUM_CLASSES fits all datasets and these have the same classes."""
+def check_num_classes(cfg, dataset_names: Optional[Sequence[str]] = None) -> None:
+    """Raise ValueError unless NUM_CLASSES fits the datasets and these have the same classes.
+
+    Args:
+        dataset_names: registered datasets; None for all of DATASETS.TRAIN and DATASETS.TEST.
+    """
     num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if dataset_names is None:
+        dataset_names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     first_names = None
-    for dataset_name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+    for dataset_name in dataset_names:
         names = class_names_of(dataset_name)
         if len(names) != num_classes:
             raise ValueError(
