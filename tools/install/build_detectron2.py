@@ -3,7 +3,7 @@
 
 Downloads the source with pip, checked against the hash in requirements/detectron2.txt, adapts it
 (see detectron2_adaptations.py) and builds a pure-Python wheel. Needs no compiler. The Python that
-runs this must have torch and setuptools below 81: the source's own build file imports both.
+runs this must have torch (the source's own build file imports it) and setuptools 70.1 to 80.
 
     python tools/install/build_detectron2.py --output build/wheels
     python -m pip install --no-deps build/wheels/detectron2-*.whl
