@@ -6,7 +6,7 @@ import os
 from array import array
 from collections import defaultdict
 from itertools import chain
-from typing import Dict, List, Optional
+from typing import Dict, Iterable, List, Optional
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from .segmentation import has_usable_mask, rle_run_lengths, usable_segmentation
 
-__all__ = ["AnnotationFileError", "load_partial_coco"]
+__all__ = ["AnnotationFile", "AnnotationFileError", "load_partial_coco", "missing_image_files"]
 
 # No coordinate or image side may be larger, in pixels. It keeps damaged files from asking for
 # masks of many gigabytes.
@@ -27,7 +27,18 @@ _CHECK_BATCH = 20_000
 
 
 class AnnotationFileError(ValueError):
-    """An annotation file that cannot be used; says which file, which entry and why."""
+    """An annotation file that cannot be used; says which file, which entry and why.
+
+    Attributes:
+        entry (str): the category, image or annotation concerned, or "".
+        reason (str): what is wrong, without the values that differ from entry to entry.
+        value (str): those values, or "".
+    """
+
+    def __init__(self, path: str, reason: str, *, entry: str = "", value: str = ""):
+        message = f"{entry}: {reason}" if entry else reason
+        super().__init__(f"{path}: {message}" + (f"; got {value}" if value else ""))
+        self.entry, self.reason, self.value = entry, reason, value
 
 
 def load_partial_coco(json_file: str, image_root: str, dataset_name: Optional[str] = None):
@@ -53,7 +64,7 @@ def load_partial_coco(json_file: str, image_root: str, dataset_name: Optional[st
     Raises:
         AnnotationFileError: if the file or the images are missing or the file is not sound.
     """
-    file = _AnnotationFile(json_file)
+    file = AnnotationFile(json_file)
     id_map = file.category_id_map()
     images = file.images_by_id()
     _check_image_files(file, images, image_root)
@@ -77,10 +88,15 @@ def load_partial_coco(json_file: str, image_root: str, dataset_name: Optional[st
     return dataset_dicts
 
 
-class _AnnotationFile:
+class AnnotationFile:
     """The content of one annotation file, and errors that name it."""
 
     def __init__(self, path: str):
+        """
+        Raises:
+            AnnotationFileError: if the file cannot be read or is not in COCO format. The entries
+                of its lists are checked by the methods.
+        """
         self.path = path
         self.content = self._read()
         for key in ("images", "annotations", "categories"):
@@ -91,13 +107,14 @@ class _AnnotationFile:
                 if not isinstance(entry, dict):
                     raise self.error(f"entry {index} of '{key}' is not an object")
 
-    def error(self, message: str) -> AnnotationFileError:
-        return AnnotationFileError(f"{self.path}: {message}")
+    def error(self, reason: str, *, entry: str = "", value: str = "") -> AnnotationFileError:
+        return AnnotationFileError(self.path, reason, entry=entry, value=value)
 
-    def _annotation_error(self, annotation: dict, message: str) -> AnnotationFileError:
-        return self.error(
-            f"annotation {annotation.get('id')!r} (image {annotation.get('image_id')!r}): {message}"
-        )
+    def _annotation_error(
+        self, annotation: dict, reason: str, value: str = ""
+    ) -> AnnotationFileError:
+        entry = f"annotation {annotation.get('id')!r} (image {annotation.get('image_id')!r})"
+        return self.error(reason, entry=entry, value=value)
 
     def _read(self) -> dict:
         try:
@@ -120,15 +137,32 @@ class _AnnotationFile:
         double = next(i for i in ids if i in seen or seen.add(i))
         raise self.error(f"two {what} have the id {double!r}")
 
+    def check_category(self, category: dict) -> None:
+        if type(category.get("id")) is not int:
+            raise self.error("a category has no whole number as 'id'", value=_short(category))
+        if not isinstance(category.get("name"), str) or not category["name"]:
+            raise self.error("it has no 'name'", entry=f"category {category['id']}")
+
+    def check_image(self, image: dict) -> None:
+        if not _is_id(image.get("id")):
+            raise self.error("an image has no number or string as 'id'", value=_short(image))
+        entry = f"image {image['id']!r}"
+        if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+            raise self.error("it has no 'file_name'", entry=entry)
+        for key in ("height", "width"):
+            if type(image.get(key)) is not int or not 0 < image[key] <= _MAX_COORDINATE:
+                raise self.error(
+                    f"'{key}' must be a whole number of 1 to {_MAX_COORDINATE} pixels",
+                    entry=entry,
+                    value=_short(image.get(key)),
+                )
+
     def _sorted_categories(self) -> List[dict]:
         categories = self.content["categories"]
         if not categories:
             raise self.error("'categories' is empty")
         for category in categories:
-            if type(category.get("id")) is not int:
-                raise self.error(f"a category has no whole number as 'id': {_short(category)}")
-            if not isinstance(category.get("name"), str) or not category["name"]:
-                raise self.error(f"category {category['id']} has no 'name'")
+            self.check_category(category)
         self._check_unique([c["id"] for c in categories], "categories")
         names = [c["name"] for c in categories]
         double = next((n for n in names if names.count(n) > 1), None)
@@ -148,29 +182,31 @@ class _AnnotationFile:
         if not images:
             raise self.error("'images' is empty")
         for image in images:
-            if not _is_id(image.get("id")):
-                raise self.error(f"an image has no number or string as 'id': {_short(image)}")
-            if not isinstance(image.get("file_name"), str) or not image["file_name"]:
-                raise self.error(f"image {image['id']!r} has no 'file_name'")
-            for key in ("height", "width"):
-                if type(image.get(key)) is not int or not 0 < image[key] <= _MAX_COORDINATE:
-                    raise self.error(
-                        f"image {image['id']!r}: '{key}' must be a whole number of 1 to "
-                        f"{_MAX_COORDINATE} pixels, got {_short(image.get(key))}"
-                    )
+            self.check_image(image)
         self._check_unique([image["id"] for image in images], "images")
         if len({type(image["id"]) for image in images}) > 1:
             raise self.error("some image ids are numbers and some are strings")
         return {image["id"]: image for image in sorted(images, key=lambda image: image["id"])}
 
-    def instances_by_image(self, images: Dict[int, dict], id_map: Dict[int, int]):
+    def instances_by_image(
+        self,
+        images: Dict[int, dict],
+        id_map: Dict[int, int],
+        annotations: Optional[List[dict]] = None,
+    ):
         """Annotations in Detectron2's format.
+
+        Args:
+            images: image id -> image, from the file.
+            id_map: category id -> contiguous id.
+            annotations: some annotations of the file; None for all.
 
         Returns:
             dict: image id -> list of annotations.
             dict: name -> ids of the annotations concerned, or their number; for the log.
         """
-        annotations = self.content["annotations"]
+        if annotations is None:
+            annotations = self.content["annotations"]
         self._check_keys(annotations, images, id_map)
         usable_box = self._usable_boxes(annotations, images)
         self._check_polygons(annotations)
@@ -217,7 +253,9 @@ class _AnnotationFile:
                 raise self._annotation_error(annotation, "'images' has no image with its image_id")
             if type(category_id) is not int or category_id not in id_map:
                 raise self._annotation_error(
-                    annotation, f"'categories' has no category with the id {_short(category_id)}"
+                    annotation,
+                    "'categories' has no category with its category_id",
+                    _short(category_id),
                 )
         self._check_unique([annotation["id"] for annotation in annotations], "annotations")
 
@@ -229,8 +267,8 @@ class _AnnotationFile:
             if not isinstance(annotation["bbox"], list) or len(annotation["bbox"]) != 4:
                 raise self._annotation_error(
                     annotation,
-                    f"'bbox' must be 4 numbers (x, y, width, height), got "
-                    f"{_short(annotation['bbox'])}",
+                    "'bbox' must be 4 numbers (x, y, width, height)",
+                    _short(annotation["bbox"]),
                 )
         boxes = self._numbers([a["bbox"] for a in annotations], annotations, "'bbox'")
         boxes = boxes.reshape(-1, 4)
@@ -271,7 +309,8 @@ class _AnnotationFile:
                         raise self._annotation_error(
                             annotation,
                             f"{what} must be numbers of pixels, between -{_MAX_COORDINATE} and "
-                            f"{_MAX_COORDINATE}; got {_short(value)}",
+                            f"{_MAX_COORDINATE}",
+                            _short(value),
                         )
         return numbers
 
@@ -282,9 +321,17 @@ class _AnnotationFile:
             return None
         if isinstance(segmentation, list):
             return [p for p in segmentation if has_usable_mask([p])] or None
+        if isinstance(segmentation, dict):
+            size = [image["height"], image["width"]]
+            if "size" in segmentation and segmentation["size"] != size:
+                raise self._annotation_error(
+                    annotation,
+                    "the size (height, width) of its RLE is not that of its image",
+                    f"{_short(segmentation['size'])}, the image's is {size}",
+                )
         try:
             if isinstance(segmentation, dict):
-                _check_rle(segmentation, image)
+                _check_rle(segmentation)
             return usable_segmentation(segmentation)
         except ValueError as error:
             raise self._annotation_error(annotation, str(error)) from None
@@ -299,38 +346,37 @@ def _short(value) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _check_rle(rle: dict, image: dict) -> None:
-    size = [image["height"], image["width"]]
+def _check_rle(rle: dict) -> None:
     if "counts" not in rle or "size" not in rle:
         raise ValueError("its RLE needs 'size' and 'counts'")
-    if rle["size"] != size:
-        raise ValueError(
-            f"the size of its RLE is {_short(rle['size'])} (height, width), but that of its image "
-            f"is {size}"
-        )
     runs = rle_run_lengths(rle)
-    num_pixels = size[0] * size[1]
+    num_pixels = rle["size"][0] * rle["size"][1]
     if runs.size and (runs.min() < 0 or runs.max() > num_pixels or runs.sum() != num_pixels):
         raise ValueError("the run lengths of its RLE do not add up to the size of its image")
 
 
-def _check_image_files(file: _AnnotationFile, images: Dict[int, dict], image_root: str) -> None:
-    """Raise if images are missing; lists each folder once, which is faster than many look-ups."""
-    if not os.path.isdir(image_root):
-        raise file.error(f"the image folder '{image_root}' does not exist")
+def missing_image_files(images: Iterable[dict], image_root: str) -> List[dict]:
+    """The images without a file; lists each folder once, which is faster than many look-ups."""
     folders: Dict[str, frozenset] = {}
     missing = []
-    for image in images.values():
+    for image in images:
         folder, name = os.path.split(image["file_name"])
         if folder not in folders:
             path = os.path.join(image_root, folder)
             folders[folder] = frozenset(os.listdir(path) if os.path.isdir(path) else ())
         if name not in folders[folder]:
-            missing.append(image["file_name"])
+            missing.append(image)
+    return missing
+
+
+def _check_image_files(file: AnnotationFile, images: Dict[int, dict], image_root: str) -> None:
+    if not os.path.isdir(image_root):
+        raise file.error(f"the image folder '{image_root}' does not exist")
+    missing = missing_image_files(images.values(), image_root)
     if missing:
         raise file.error(
             f"{len(missing)} of {len(images)} images are not in the folder '{image_root}', such "
-            f"as {', '.join(missing[:_NUM_EXAMPLES])}"
+            f"as {', '.join(image['file_name'] for image in missing[:_NUM_EXAMPLES])}"
         )
 
 
