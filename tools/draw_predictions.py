@@ -9,14 +9,12 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 from detectron2.data import DatasetCatalog  # noqa: E402
-from detectron2.modeling import build_model  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
-from contrastmask.checkpoint import ContrastMaskCheckpointer  # noqa: E402
 from contrastmask.data import class_split_from_config  # noqa: E402
 from contrastmask.engine import load_config  # noqa: E402
-from contrastmask.evaluation.draw_predictions import (  # noqa: E402
-    predict,
+from contrastmask.inference import load_model, predict  # noqa: E402
+from contrastmask.visualization.prediction_sheet import (  # noqa: E402
     select_records,
     write_sheet,
 )
@@ -48,8 +46,7 @@ def main(argv=None):
     records = DatasetCatalog.get(dataset_name)
     class_split = class_split_from_config(cfg, dataset_name)
 
-    model = build_model(cfg)
-    ContrastMaskCheckpointer(model).load(args.weights or cfg.MODEL.WEIGHTS)
+    model = load_model(cfg, args.weights)
     records = select_records(records, class_split, args.num_images)
     detections = [predict(cfg, model, record) for record in records]
     write_sheet(args.output, records, detections, class_split, args.score_threshold)

@@ -1,0 +1,21 @@
+"""A trained model from a config and a checkpoint."""
+
+from detectron2.modeling import build_model
+
+from ..checkpoint import ContrastMaskCheckpointer
+
+__all__ = ["load_model"]
+
+
+def load_model(cfg, weights=None):
+    """
+    Args:
+        cfg (CfgNode):
+        weights (str or None): checkpoint; None for MODEL.WEIGHTS.
+
+    Returns:
+        nn.Module: detector with these weights, in evaluation mode, on MODEL.DEVICE.
+    """
+    model = build_model(cfg).eval()
+    ContrastMaskCheckpointer(model).load(weights or cfg.MODEL.WEIGHTS)
+    return model

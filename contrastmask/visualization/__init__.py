@@ -1,0 +1,1 @@
+"""Pictures of data, predictions and what happens inside the model."""
