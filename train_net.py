@@ -6,19 +6,19 @@ Train or evaluate ContrastMask:
     python train_net.py --config-file configs/...yaml --eval-only MODEL.WEIGHTS model_final.pth
 """
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from contrastmask.checkpoint import ContrastMaskCheckpointer
 from contrastmask.data import check_num_classes, check_supervision
-from contrastmask.engine import Trainer, setup
+from contrastmask.engine import Trainer, launch, setup
 
 
 def main(args):
     cfg = setup(args)
-    check_num_classes(cfg)
     if args.eval_only:
+        check_num_classes(cfg, cfg.DATASETS.TEST)
         model = Trainer.build_model(cfg)
         checkpointer = ContrastMaskCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
@@ -27,6 +27,7 @@ def main(args):
             verify_results(cfg, results)
         return results
 
+    check_num_classes(cfg)
     check_supervision(cfg)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

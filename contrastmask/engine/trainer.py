@@ -5,7 +5,8 @@ import os
 import weakref
 
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 
 from ..checkpoint import ContrastMaskCheckpointer
@@ -19,12 +20,33 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """Trains and evaluates what a config describes."""
 
-    def build_hooks(self):
-        # The hooks keep the checkpointer, so this is the last moment to choose another one.
-        self.checkpointer = ContrastMaskCheckpointer(
-            self.checkpointer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+    def __init__(self, cfg):
+        """
+        Args:
+            cfg (CfgNode):
+        """
+        # Not DefaultTrainer's: that one chooses the checkpointer, and DDP on GPUs only, itself.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+        model = create_ddp_model(
+            model,
+            broadcast_buffers=False,
+            device_ids=[comm.get_local_rank()] if on_gpu else None,
         )
-        return super().build_hooks()
+        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = step(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = ContrastMaskCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_train_loader(cls, cfg):

@@ -14,6 +14,8 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
+from .box_regression import build_box2box_transform
+
 
 class BoxFeatures(NamedTuple):
     """
@@ -92,6 +94,13 @@ class ContrastMaskBoxPredictor(FastRCNNOutputLayers):
         for layer in (self.cls_score, self.bbox_pred):
             nn.init.xavier_normal_(layer.weight)
             nn.init.zeros_(layer.bias)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        weights = cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
+        ret["box2box_transform"] = build_box2box_transform(cfg, weights)
+        return ret
 
     def forward(self, x):
         """

@@ -25,6 +25,7 @@ from .event_scalars import put_scalars
 from .loss_ramp import LossRamp
 from .mask_head import mask_error_rates, mask_loss
 from .mask_targets import crop_mask_targets
+from .matcher import ReassigningMatcher
 from .positive_rois import select_positive_rois
 from .training_images import put_training_images
 
@@ -95,6 +96,14 @@ class ContrastMaskROIHeads(StandardROIHeads):
         ret["gt_boxes_only"] = cfg.MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY
         ret["test_rois_per_chunk"] = cfg.MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK
         ret["vis_period"] = cfg.VIS_PERIOD
+        heads = cfg.MODEL.ROI_HEADS
+        if heads.LOW_QUALITY_MIN_IOU >= 0:
+            ret["proposal_matcher"] = ReassigningMatcher(
+                heads.IOU_THRESHOLDS,
+                heads.IOU_LABELS,
+                min_iou=heads.LOW_QUALITY_MIN_IOU,
+                last_are_gt=heads.PROPOSAL_APPEND_GT,
+            )
         return ret
 
     @classmethod
@@ -304,14 +313,16 @@ class ContrastMaskROIHeads(StandardROIHeads):
             tuple[Tensor, KeySets]: the weighted loss, and the sampled keys.
         """
         size = encoded.shape[-1]
-        ramp = self.loss_ramp(get_event_storage().iter)
+        storage = get_event_storage()
+        ramp = self.loss_ramp(storage.iter)
+        storage.put_scalar("contrastive/ramp", ramp, smoothing_hint=False)
         terms, pixel_sets, sampled = self.contrastive_head.contrast(
             encoded,
             _crop_targets(rois, targets, size),
             rois.has_mask,
             min_max_normalize(resize_map(cam.detach(), size))[:, 0],
         )
-        scalars = {"contrastive/ramp": ramp, "contrastive/num_kept": pixel_sets.kept.sum()}
+        scalars = {"contrastive/num_kept": pixel_sets.kept.sum()}
         scalars.update({f"contrastive/num_{k}": v.sum() for k, v in sampled._asdict().items()})
         scalars.update({f"contrastive/{k}": v for k, v in terms._asdict().items()})
         put_scalars(scalars)

@@ -1,0 +1,168 @@
+"""train_net.py from the command line, on a few built-in images: train, resume, evaluate."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_net
+
+from contrastmask.data.shapes import ShapesParams, write_shapes
+
+ROOT = Path(__file__).parent.parent
+SMALL = shlex.split("""
+MODEL.WEIGHTS '' MODEL.DEVICE cpu MODEL.FPN.OUT_CHANNELS 32 SEED 5 DATALOADER.NUM_WORKERS 0
+MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8 MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0
+MODEL.ROI_BOX_HEAD.NUM_CONV 1 MODEL.ROI_BOX_HEAD.CONV_DIM 32
+MODEL.ROI_MASK_HEAD.NUM_CONV 1 MODEL.ROI_MASK_HEAD.CONV_DIM 32
+MODEL.ROI_CONTRASTIVE_HEAD.NUM_CONV 1 MODEL.ROI_CONTRASTIVE_HEAD.CONV_DIM 32
+INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 TEST.DETECTIONS_PER_IMAGE 10
+SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 4 SOLVER.STEPS (3,) SOLVER.CHECKPOINT_PERIOD 2
+""")
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """Folder with the built-in data, 6 training and 3 validation images of 64 pixels."""
+    folder = tmp_path_factory.mktemp("datasets")
+    write_shapes(str(folder / "shapes"), ShapesParams(6, 3, 64, 0))
+    return folder
+
+
+def run(datasets, output, *args, program=ROOT / "train_net.py", cwd=ROOT):
+    command = [sys.executable, str(program), "--config-file", str(ROOT / "configs/quickstart.yaml")]
+    flags = [a for a in args if a.startswith("--")]
+    overrides = [a for a in args if not a.startswith("--")]
+    command += flags + SMALL + ["OUTPUT_DIR", str(output)] + overrides
+    env = {**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+def logged(output, key):
+    lines = [json.loads(x) for x in (output / "metrics.json").read_text().splitlines()]
+    return {x["iteration"]: x[key] for x in lines if key in x}
+
+
+@pytest.fixture(scope="module")
+def trained(datasets, tmp_path_factory):
+    output = tmp_path_factory.mktemp("trained")
+    code, log = run(datasets, output)
+    assert code == 0, log
+    return output, log
+
+
+def test_training_evaluates_and_writes_results(trained):
+    output, log = trained
+    assert (output / "model_final.pth").exists()
+    assert "mask AP50" in log and "loss_contrastive" in log and "eta" in log
+    results = json.loads((output / "results.json").read_text())
+    assert set(results) >= {"box", "mask", "filled_box_mask", "classes"}
+    assert set(results["mask"]) >= {"base", "novel", "all", "per_class", "harmonic_mean"}
+    assert "star" in results["classes"]["novel"] + results["classes"]["base"]
+
+
+def test_eval_only_gives_the_same_numbers(datasets, trained, tmp_path):
+    output, _ = trained
+    weights = str(output / "model_final.pth")
+    code, log = run(datasets, tmp_path, "--eval-only", "MODEL.WEIGHTS", weights)
+    assert code == 0, log
+    first, second = (json.loads((x / "results.json").read_text()) for x in (output, tmp_path))
+    assert first == second
+
+
+def test_resume_continues_where_training_stopped(datasets, trained, tmp_path):
+    output, _ = trained
+    (tmp_path / "model_0000001.pth").write_bytes((output / "model_0000001.pth").read_bytes())
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    code, log = run(datasets, tmp_path, "--resume")
+    assert code == 0, log
+    assert "Starting training from iteration 2" in log
+    assert logged(tmp_path, "contrastive/ramp") == logged(output, "contrastive/ramp") == {3: 1.0}
+    state = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert state["iteration"] == 3
+
+
+def test_two_processes(datasets, trained, tmp_path):
+    """The way to 8 GPUs, on the CPU: training works, and evaluation gives the same numbers."""
+    code, log = run(datasets, tmp_path / "train", "--num-gpus=2", f"--dist-url={free_address()}")
+    assert code == 0, log
+    state = torch.load(tmp_path / "train" / "model_final.pth", weights_only=True)
+    assert state["iteration"] == 3
+
+    weights = str(trained[0] / "model_final.pth")
+    evaluation = ["--eval-only", "--num-gpus=2", f"--dist-url={free_address()}"]
+    code, log = run(datasets, tmp_path / "eval", *evaluation, "MODEL.WEIGHTS", weights)
+    assert code == 0, log
+    one, two = (x / "results.json" for x in (trained[0], tmp_path / "eval"))
+    assert json.loads(one.read_text()) == json.loads(two.read_text())
+
+
+def free_address():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{s.getsockname()[1]}"
+
+
+def test_inside_a_detectron2_tree(datasets, trained, tmp_path):
+    """Copied to projects/ContrastMask, started from the root of the tree."""
+    project = tmp_path / "projects" / "ContrastMask"
+    project.mkdir(parents=True)
+    for name in ("contrastmask", "configs", "train_net.py"):
+        (project / name).symlink_to(ROOT / name)
+    output, _ = trained
+    code, log = run(
+        datasets,
+        tmp_path / "out",
+        "--eval-only",
+        "MODEL.WEIGHTS",
+        str(output / "model_final.pth"),
+        program=project / "train_net.py",
+        cwd=tmp_path,
+    )
+    assert code == 0, log
+
+
+TRAIN = ["DATASETS.TRAIN", "('NAME',)"]
+MISTAKES = {
+    "unknown class": (["DATASETS.BASE_CLASSES", "['stra']"], ["BASE_CLASSES", "stra"]),
+    "overlapping split": (
+        ["DATASETS.BASE_CLASSES", "['star']", "DATASETS.NOVEL_CLASSES", "['star']"],
+        ["NOVEL_CLASSES", "star"],
+    ),
+    "empty split": (["DATASETS.BASE_CLASSES", "[]"], ["BASE_CLASSES"]),
+    "no masks for any base class": (["DATASETS.BASE_CLASSES", "['star']"], ["star", "train.json"]),
+    "wrong number of classes": (["MODEL.ROI_HEADS.NUM_CLASSES", "7"], ["NUM_CLASSES", "14"]),
+    "missing annotation file": (
+        ["DATASETS.COCO_FORMAT", "[['NAME', 'no/such.json', 'images']]"],
+        ["no/such.json"],
+    ),
+    "missing image folder": (
+        ["DATASETS.COCO_FORMAT", "[['NAME', 'ANNOTATIONS', 'no/such/folder']]"],
+        ["no/such/folder"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_before_training_starts(datasets, tmp_path, monkeypatch, mistake):
+    overrides, expected = MISTAKES[mistake]
+    annotations = str(datasets / "shapes" / "annotations" / "train.json")
+    images = str(datasets / "shapes" / "train")
+    name = f"mistake: {mistake}"
+    opts = ["DATASETS.COCO_FORMAT", f"[['NAME', '{annotations}', '{images}']]"] + TRAIN + overrides
+    opts = [x.replace("ANNOTATIONS", annotations).replace("NAME", name) for x in opts]
+    config_file = str(ROOT / "configs/quickstart.yaml")
+    args = train_net.default_argument_parser().parse_args(
+        ["--config-file", config_file, *SMALL, "OUTPUT_DIR", str(tmp_path), *opts]
+    )
+    monkeypatch.setattr(train_net, "Trainer", None)  # training would fail otherwise
+    with pytest.raises((ValueError, OSError)) as error:
+        train_net.main(args)
+    assert all(word in str(error.value) for word in expected), error.value
