@@ -162,8 +162,18 @@ def installer(bootstrap, monkeypatch, tmp_path):
     state = bootstrap.State
     monkeypatch.setattr(bootstrap, "State", lambda venv, root=str(root): state(venv, root))
     monkeypatch.setattr(bootstrap, "create_venv", create_venv)
-    monkeypatch.setattr(bootstrap, "install_packages", lambda venv: ran.append("packages"))
-    monkeypatch.setattr(bootstrap, "install_detectron2", lambda venv: ran.append("detectron2"))
+
+    def fake_step(name):
+        def step(venv):
+            ran.append(name)
+            result = Path(venv, bootstrap.STEP_RESULTS[name].replace("*", "3"))
+            result.parent.mkdir(parents=True, exist_ok=True)
+            result.touch()
+
+        return step
+
+    for name in bootstrap.STEP_FILES:
+        monkeypatch.setattr(bootstrap, f"install_{name}", fake_step(name))
 
     def run():
         ran.clear()
@@ -210,6 +220,12 @@ def test_a_lost_python_makes_the_environment_again(installer, bootstrap):
     installer()
     os.remove(bootstrap.venv_python(str(installer.root / ".venv")))
     assert installer() == ["venv", "packages", "detectron2"]
+
+
+def test_a_removed_package_is_installed_again(installer):
+    installer()
+    shutil.rmtree(installer.root / ".venv/lib/python3/site-packages/detectron2")
+    assert installer() == ["detectron2"]
 
 
 def test_a_foreign_folder_is_left_alone(installer, bootstrap):

@@ -14,6 +14,7 @@ This file is written so that old Pythons can read it too: they get a message, no
 from __future__ import print_function
 
 import argparse
+import glob
 import hashlib
 import json
 import os
@@ -36,6 +37,13 @@ STEP_FILES = {
         "tools/install/build_detectron2.py",
         "tools/install/detectron2_adaptations.py",
     ),
+}
+
+# A file that each step installs. Without it the step is not done, whatever the notes say: somebody
+# may have removed the package.
+STEP_RESULTS = {
+    "packages": "lib/python*/site-packages/torch/__init__.py",
+    "detectron2": "lib/python*/site-packages/detectron2/__init__.py",
 }
 
 # What must be importable in an active environment, and what provides it.
@@ -170,6 +178,7 @@ class State(object):
     """Notes in the environment's folder which steps are done, and from which files."""
 
     def __init__(self, venv, root=PROJECT_ROOT):
+        self.venv = venv
         self.path = os.path.join(venv, STATE_FILE)
         self.root = root
         self.done = {}
@@ -183,7 +192,8 @@ class State(object):
         return os.path.isfile(self.path)
 
     def is_done(self, step):
-        return self.done.get(step) == files_hash(self.root, STEP_FILES[step])
+        unchanged = self.done.get(step) == files_hash(self.root, STEP_FILES[step])
+        return unchanged and bool(glob.glob(os.path.join(self.venv, STEP_RESULTS[step])))
 
     def set_done(self, step):
         self.done[step] = files_hash(self.root, STEP_FILES[step])
