@@ -1,22 +1,194 @@
 """The checkpointer of the project: Detectron2's, plus layouts that it recognises by their names."""
 
 import logging
+import os
+
+import torch
 
 from detectron2.checkpoint import DetectionCheckpointer
+from fvcore.common.checkpoint import Checkpointer
 
-from .efficientnet_lite import is_efficientnet_lite, rename_efficientnet_lite
+from .efficientnet_lite import EFFICIENTNET_LITE
+from .fit import check_fit
+from .mmdetection import MMDETECTION, check_mmdetection_version
+from .reading import read_pickle_file, read_torch_file
+from .torchvision_resnet import TORCHVISION_RESNET
 
-# Description of a layout -> (recognises a state dict, renames it to ours)
-_LAYOUTS = {"EfficientNet-Lite (ImageNet)": (is_efficientnet_lite, rename_efficientnet_lite)}
+logger = logging.getLogger(__name__)
+
+LAYOUTS = (MMDETECTION, TORCHVISION_RESNET, EFFICIENTNET_LITE)
 
 
-class ContrastMaskCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer that also loads the layouts listed in this file."""
+def find_layout(state_dict):
+    """
+    Args:
+        state_dict (dict[str, Tensor]):
+
+    Returns:
+        Layout: the one of its names, or None for Detectron2's.
+    """
+    return next((x for x in LAYOUTS if x.recognises(state_dict)), None)
+
+
+def unwrap_state_dict(loaded):
+    """
+    Args:
+        loaded (dict): content of a file: a state dict, or one under "model" or "state_dict".
+
+    Returns:
+        dict[str, Tensor]: without the prefix "module." of data parallel training.
+
+    Raises:
+        ValueError: if there are other things than tensors in it, or it is too old.
+    """
+    if not isinstance(loaded, dict):
+        raise ValueError(f"it holds a {type(loaded).__name__}, not a dict of tensors")
+    if isinstance(loaded.get("state_dict"), dict):
+        check_mmdetection_version(loaded.get("meta"))
+        loaded = loaded["state_dict"]
+    elif isinstance(loaded.get("model"), dict):
+        loaded = loaded["model"]
+    for name, value in loaded.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"its entry {name!r} is a {type(value).__name__}, not a tensor")
+    if loaded and all(name.startswith("module.") for name in loaded):
+        loaded = {name[len("module.") :]: value for name, value in loaded.items()}
+    return loaded
+
+
+class _SafeReader(Checkpointer):
+    """Stands behind Detectron2's checkpointer, which asks it to read .pth files."""
+
+    def _load_file(self, f):
+        return read_torch_file(f)
+
+
+class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
+    """
+    Detectron2's checkpointer that also loads the layouts of this package, reads files without
+    running code from them, and raises an error where a checkpoint does not fit the model:
+
+    - a tensor with another shape, always;
+    - a tensor missing for the backbone, or left over, if the checkpoint has one of the layouts;
+    - any missing tensor, if `require_all`, as for evaluation, and when a training is resumed.
+
+    Parts named in `exclude` keep their initial values and are not compared.
+    """
+
+    def __init__(self, model, save_dir="", *, require_all=False, exclude=(), **kwargs):
+        """
+        Args:
+            model (nn.Module):
+            save_dir (str): folder of the checkpoints that are written.
+            require_all (bool): every tensor of the model has to be in the checkpoint.
+            exclude (sequence[str]): prefixes of names of the model (``MODEL.WEIGHTS_EXCLUDE``).
+            kwargs: as in :class:`DetectionCheckpointer`.
+
+        Raises:
+            ValueError: if there is nothing of a name in `exclude`.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.require_all = require_all
+        self.exclude = tuple(exclude)
+        names = self.model.state_dict()
+        for part in self.exclude:
+            if not any(_is_part(name, part) for name in names):
+                raise ValueError(f"MODEL.WEIGHTS_EXCLUDE: the model has no part named {part!r}")
+        self._file = None
+        self._layout = None
+
+    def resume_or_load(self, path, *, resume=True):
+        """As in Detectron2; what resumes a training has to be complete, whatever is excluded."""
+        if not (resume and self.has_checkpoint()):
+            return super().resume_or_load(path, resume=resume)
+        usual = self.require_all, self.exclude
+        self.require_all, self.exclude = True, ()
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self.require_all, self.exclude = usual
+
+    def load(self, path, *args, **kwargs):
+        """
+        As in Detectron2.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it cannot be read or does not fit the model.
+        """
+        self._layout = None
+        if path:
+            local = self.path_manager.get_local_path(path.split("?")[0])
+            if not os.path.isfile(local):
+                raise FileNotFoundError(f"checkpoint {path} does not exist (see MODEL.WEIGHTS)")
+        return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename):
+        self._file = filename
+        if filename.endswith(".pkl"):
+            return self._load_pickle(filename)
         loaded = super()._load_file(filename)
-        for name, (recognises, rename) in _LAYOUTS.items():
-            if recognises(loaded["model"]):
-                logging.getLogger(__name__).info(f"{filename} has the layout {name}")
-                loaded["model"] = rename(loaded["model"])
+        model = loaded["model"]
+        is_wrapped = "state_dict" in model or next(iter(model), "").startswith("module.")
+        if is_wrapped or find_layout(model):
+            try:
+                model = unwrap_state_dict(model)
+                self._layout = find_layout(model)
+                loaded["model"] = self._layout.convert(model) if self._layout else model
+            except ValueError as error:
+                raise ValueError(f"checkpoint {filename}: {error}") from error
+        if self._layout:
+            logger.info(f"{filename} has the layout {self._layout.name}: its tensors are renamed")
         return loaded
+
+    def _load_pickle(self, filename):
+        """Like Detectron2's branch for these files, without running code from them."""
+        data = read_pickle_file(filename)
+        if "model" in data and "__author__" in data:
+            self.logger.info(f"Reading a file from '{data['__author__']}'")
+            return data
+        data = data.get("blobs", data)
+        data = {k: v for k, v in data.items() if not k.endswith("_momentum")}
+        return {"model": data, "__author__": "Caffe2", "matching_heuristics": True}
+
+    def _load_model(self, checkpoint):
+        excluded = [k for k in checkpoint["model"] if self._is_excluded(k)]
+        for k in excluded:
+            del checkpoint["model"][k]
+        incompatible = super()._load_model(checkpoint)
+        for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
+            counters = [k for k in keys if k.endswith(".num_batches_tracked")]
+            keys[:] = [k for k in keys if k not in set(counters)]
+            if counters and keys is incompatible.unexpected_keys:
+                logger.info(
+                    f"{len(counters)} counters num_batches_tracked of batch norm are not used: "
+                    "frozen batch norm does not count"
+                )
+        kept = [k for k in incompatible.missing_keys if self._is_excluded(k)]
+        if kept or excluded:
+            incompatible.missing_keys[:] = [
+                k for k in incompatible.missing_keys if not self._is_excluded(k)
+            ]
+            logger.info(
+                f"MODEL.WEIGHTS_EXCLUDE: {len(kept)} tensors of the model keep their initial "
+                f"values, {len(excluded)} of the checkpoint are not used"
+            )
+        try:
+            check_fit(
+                self._file,
+                incompatible,
+                covers=self._layout.covers if self._layout else (),
+                require_all=self.require_all,
+            )
+        except ValueError:
+            self._log_incompatible_keys(incompatible)  # all of them; the error names the first
+            raise
+        return incompatible
+
+    def _is_excluded(self, name):
+        return any(_is_part(name, part) for part in self.exclude)
+
+
+def _is_part(name, part):
+    part = part.rstrip(".")
+    return name == part or name.startswith(part + ".")

@@ -2,6 +2,8 @@
 
 from detectron2.utils.file_io import PathHandler, PathManager
 
+from .layout import Layout
+
 _PREFIX = "efficientnet-lite://"
 _BACKBONE = "backbone.bottom_up.net."
 _CLASSIFIER = ("_conv_head.", "_bn1.", "_fc.")
@@ -35,27 +37,14 @@ class EfficientNetLitePathHandler(PathHandler):
 PathManager.register_handler(EfficientNetLitePathHandler())
 
 
-def is_efficientnet_lite(state_dict):
-    """
-    Args:
-        state_dict (dict[str, Tensor]):
-
-    Returns:
-        bool: whether the names are those of `efficientnet-lite-pytorch`.
-    """
+def _recognises(state_dict):
     return "_conv_stem.weight" in state_dict and "_blocks.0._bn1.weight" in state_dict
 
 
-def rename_efficientnet_lite(state_dict):
-    """
-    Args:
-        state_dict (dict[str, Tensor]): in the layout of `efficientnet-lite-pytorch`.
+def _rename(name):
+    return name if name.startswith(_CLASSIFIER) else _BACKBONE + name
 
-    Returns:
-        dict[str, Tensor]: names of this project's backbone, without the ImageNet classifier.
-    """
-    return {
-        _BACKBONE + k: v
-        for k, v in state_dict.items()
-        if not k.startswith(_CLASSIFIER) and not k.endswith("num_batches_tracked")
-    }
+
+EFFICIENTNET_LITE = Layout(
+    "EfficientNet-Lite (ImageNet)", _recognises, _rename, covers=(_BACKBONE,)
+)

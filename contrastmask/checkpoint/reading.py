@@ -1,0 +1,113 @@
+"""Reading checkpoint files without running code from them, with errors that say what is wrong."""
+
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import torch
+
+_NUMPY_OBJECTS = {
+    "_reconstruct": np.zeros(0).__reduce__()[0],
+    "scalar": np.float32(0).__reduce__()[0],
+    "ndarray": np.ndarray,
+    "dtype": np.dtype,
+}
+
+
+def read_torch_file(path, trusted=False):
+    """
+    Args:
+        path (str): a local file written by ``torch.save``.
+        trusted (bool): also read Python objects, which can run code.
+
+    Returns:
+        object: what the file holds, tensors on the CPU.
+
+    Raises:
+        ValueError: if the file is damaged, is no checkpoint, or holds more than tensors and plain
+            containers. It names the file and the likely cause.
+    """
+    _check_beginning(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=not trusted)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(_explain(path, error)) from error
+
+
+def read_pickle_file(path):
+    """
+    Args:
+        path (str): a local .pkl file of NumPy arrays, as in Detectron2's model zoo.
+
+    Returns:
+        object: what the file holds.
+
+    Raises:
+        ValueError: as :func:`read_torch_file`.
+    """
+    _check_beginning(path)
+    try:
+        with open(path, "rb") as f:
+            return _ArrayUnpickler(f, encoding="latin1").load()
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(_explain(path, error)) from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds containers, numbers, strings and NumPy arrays only."""
+
+    def find_class(self, module, name):
+        if module.startswith("numpy") and name in _NUMPY_OBJECTS:
+            return _NUMPY_OBJECTS[name]
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+
+
+def _check_beginning(path):
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    with open(path, "rb") as f:
+        start = f.read(200)
+    if not start:
+        raise ValueError(f"checkpoint {path} is an empty file: download or copy it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"checkpoint {path} is a Git LFS pointer, not the file itself: run 'git lfs pull' "
+            "where it was cloned"
+        )
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise ValueError(
+            f"checkpoint {path} is an HTML page, not a checkpoint: probably a download page or an "
+            "error message was saved under this name. Download the file behind it"
+        )
+
+
+def _explain(path, error):
+    with open(path, "rb") as f:
+        start = f.read(4)
+    size = os.path.getsize(path)
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if start == b"PK\x03\x04":
+        truncated = not zipfile.is_zipfile(path)
+    else:
+        words = ("truncated", "unexpected EOF", "Ran out of input", "wrong byte size")
+        truncated = isinstance(error, EOFError) or any(w in str(error) for w in words)
+    if truncated:
+        return (
+            f"checkpoint {path} is incomplete: it ends after {size} bytes. Probably a download or "
+            f"a copy was cut off; fetch it again ({reason})"
+        )
+    if start != b"PK\x03\x04" and not start.startswith(b"\x80"):
+        return f"checkpoint {path} is not a checkpoint: it begins with {start!r} ({reason})"
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            f"checkpoint {path} holds Python objects beside tensors, which could run code, and is "
+            "not read. If you trust its source, keep its tensors only: python "
+            f"tools/convert_checkpoint.py --trust-source {path} converted.pth ({reason})"
+        )
+    return f"checkpoint {path} is damaged: fetch it again ({reason})"
