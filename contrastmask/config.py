@@ -13,6 +13,8 @@ def add_contrastmask_config(cfg):
         cfg (CfgNode): Detectron2's default config; changed in place.
     """
     _add_dataset_config(cfg)
+    _add_input_config(cfg)
+    _add_model_config(cfg)
     _add_box_head_config(cfg)
     _add_mask_head_config(cfg)
     _add_contrastive_head_config(cfg)
@@ -36,6 +38,30 @@ def _add_dataset_config(cfg):
     # Datasets in COCO format to register under a name, each [name, annotation file, image folder].
     # The names can then be used in DATASETS.TRAIN and DATASETS.TEST.
     cfg.DATASETS.COCO_FORMAT = []
+
+
+def _add_input_config(cfg):
+    # Library that resizes images, in training and at test time: "pil" (Detectron2's choice) or
+    # "opencv" (the published models), whose bilinear interpolation does not smooth.
+    cfg.INPUT.RESIZE_BACKEND = "pil"
+
+
+def _add_model_config(cfg):
+    # Parts of the model, as prefixes of tensor names, that keep their initial values instead of
+    # taking those of MODEL.WEIGHTS. Where a checkpoint's shapes do not fit the model, loading it is
+    # an error unless the part is named here: ["roi_heads.box_predictor"] to fine-tune on other
+    # classes. A resumed training ignores this key.
+    cfg.MODEL.WEIGHTS_EXCLUDE = []
+    # Limit decoded log-size deltas from below as well, to -log(1000 / 16), in the RoI heads and in
+    # the ContrastMaskRPN (published models). Detectron2 limits them from above only.
+    cfg.MODEL.CLAMP_BOX_DELTAS_BELOW = False
+    # Low-quality matches of anchors and of proposals. -1: Detectron2's rules (an anchor that
+    # overlaps a ground truth more than all other anchors becomes positive, whatever the overlap;
+    # proposals have no such rule). A value of 0 or more: the boxes that overlap a ground truth most
+    # become positive and belong to it, if the overlap reaches this value (published models: 0.3 and
+    # 0.5). MODEL.RPN's key needs MODEL.PROPOSAL_GENERATOR.NAME ContrastMaskRPN.
+    cfg.MODEL.RPN.LOW_QUALITY_MIN_IOU = -1.0
+    cfg.MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU = -1.0
 
 
 def _add_box_head_config(cfg):

@@ -9,6 +9,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.structures import BitMasks, PolygonMasks
 
+from .augmentation import with_resize_backend
 from .class_split import supervising_classes
 from .segmentation import usable_segmentation
 
@@ -56,6 +57,8 @@ class ContrastMaskDatasetMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
         ret = super().from_config(cfg, is_train)
+        backend = cfg.INPUT.RESIZE_BACKEND
+        ret["augmentations"] = with_resize_backend(ret["augmentations"], backend)
         if is_train and cfg.MODEL.MASK_ON:
             ret["mask_classes"] = supervising_classes(cfg)
         return ret

@@ -1,0 +1,69 @@
+"""The choice between Pillow and OpenCV for resizing images."""
+
+import cv2
+import numpy as np
+from detectron2.data import transforms as T
+from PIL import Image
+
+__all__ = ["OpenCVResizeShortestEdge", "OpenCVResizeTransform", "with_resize_backend"]
+
+
+class OpenCVResizeTransform(T.ResizeTransform):
+    """Detectron2's resizing, with OpenCV's bilinear interpolation for images.
+
+    Unlike Pillow it does not smooth when an image becomes smaller. Segmentation maps are resized as
+    in Detectron2.
+    """
+
+    def apply_image(self, img, interp=None):
+        """
+        Args:
+            img (ndarray): (H, W) or (H, W, C), uint8 or float.
+            interp (int): a mode of Pillow other than bilinear is left to Detectron2.
+
+        Returns:
+            ndarray: of the new height and width, and the same type.
+        """
+        if interp not in (None, Image.BILINEAR):
+            return super().apply_image(img, interp)
+        assert img.shape[:2] == (self.h, self.w)
+        size = (self.new_w, self.new_h)
+        resized = cv2.resize(np.ascontiguousarray(img), size, interpolation=cv2.INTER_LINEAR)
+        return resized.reshape(*resized.shape[:2], *img.shape[2:])
+
+    def inverse(self):
+        return OpenCVResizeTransform(self.new_h, self.new_w, self.h, self.w)
+
+
+class OpenCVResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's augmentation with :class:`OpenCVResizeTransform`."""
+
+    def get_transform(self, image):
+        transform = super().get_transform(image)
+        if not isinstance(transform, T.ResizeTransform):
+            return transform
+        return OpenCVResizeTransform(transform.h, transform.w, transform.new_h, transform.new_w)
+
+
+def with_resize_backend(augmentations, backend):
+    """
+    Args:
+        augmentations (list[Augmentation]): Detectron2's.
+        backend (str): "pil" or "opencv", see `INPUT.RESIZE_BACKEND`.
+
+    Returns:
+        list[Augmentation]: the same, with the resizing of images done by that library.
+
+    Raises:
+        ValueError: for an unknown backend.
+    """
+    if backend not in ("pil", "opencv"):
+        raise ValueError(f"INPUT.RESIZE_BACKEND is {backend!r}, choose 'pil' or 'opencv'")
+    if backend == "pil":
+        return augmentations
+    return [_to_opencv(x) if isinstance(x, T.ResizeShortestEdge) else x for x in augmentations]
+
+
+def _to_opencv(resize):
+    style = "range" if resize.is_range else "choice"
+    return OpenCVResizeShortestEdge(resize.short_edge_length, resize.max_size, style)
