@@ -4,7 +4,7 @@ from torch import nn
 
 from detectron2.layers import BatchNorm2d
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone import build_resnet_fpn_backbone
+from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
 
 
 class StoredStatisticsBatchNorm2d(BatchNorm2d):
