@@ -41,7 +41,7 @@ def arrange_panels(
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
         if row_titles is not None:
-            axes[index, 0].set_ylabel(row_titles[index])
+            axes[index, 0].set_ylabel(row_titles[index], rotation=0, ha="right", va="center")
     for ax, title in zip(axes[0], column_titles or ()):
         ax.set_title(title)
     if roles:

@@ -121,7 +121,7 @@ def class_color(class_id, class_split):
     return NOVEL_COLOR if class_id in class_split.novel else UNUSED_COLOR
 
 
-def overlay(image, colors, boxes, labels=None, masks=()):
+def overlay(image, colors, boxes, labels=None, masks=(), min_side=_MIN_SIDE):
     """Draw boxes, labels and masks with Detectron2's Visualizer.
 
     Args:
@@ -130,17 +130,39 @@ def overlay(image, colors, boxes, labels=None, masks=()):
         boxes (ndarray): (N, 4), XYXY, pixels.
         labels (list[str] or None): N.
         masks (sequence[ndarray]): N of (H, W), bool or uint8; or none at all.
+        min_side (int): the image is enlarged so that its longer side has this many pixels.
 
     Returns:
-        ndarray: (H', W', 3), uint8, RGB; enlarged if the image is small.
+        ndarray: (H', W', 3), uint8, RGB.
     """
-    scale = max(1.0, _MIN_SIDE / max(image.shape[:2]))
+    scale = max(1.0, min_side / max(image.shape[:2]))
     visualizer = Visualizer(image, scale=scale)
     # Not through overlay_instances, which fills the holes of masks. Large masks first.
     for i in sorted(range(len(masks)), key=lambda i: masks[i].sum(), reverse=True):
         visualizer.draw_binary_mask(masks[i], color=colors[i], area_threshold=0)
     visualizer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colors)
     return visualizer.get_output().get_image()
+
+
+def crop_around(arrays, box, margin):
+    """Cut a square around a box out of images and maps of the same size.
+
+    Args:
+        arrays (list[ndarray]): (H, W, ...).
+        box (ndarray): XYXY, pixels.
+        margin (float): added on each side, relative to the longer side of the box.
+
+    Returns:
+        tuple[list[ndarray], ndarray]: the parts inside the image, and their offset (x, y).
+    """
+    x0, y0, x1, y1 = (float(v) for v in box)
+    half = max(x1 - x0, y1 - y0, 1.0) * (0.5 + margin)
+    height, width = arrays[0].shape[:2]
+    low = np.floor([(x0 + x1) / 2 - half, (y0 + y1) / 2 - half]).astype(int)
+    high = np.ceil([(x0 + x1) / 2 + half, (y0 + y1) / 2 + half]).astype(int)
+    low = np.clip(low, 0, [width - 1, height - 1])
+    high = np.clip(high, low + 1, [width, height])
+    return [np.ascontiguousarray(a[low[1] : high[1], low[0] : high[0]]) for a in arrays], low
 
 
 def annotated_mask(annotation, size):

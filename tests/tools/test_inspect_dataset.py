@@ -1,0 +1,91 @@
+import json
+import runpy
+from pathlib import Path
+
+import cv2
+import pytest
+
+from contrastmask.data.shapes import ShapesParams, write_shapes
+
+ROOT = Path(__file__).parents[2]
+TOOL = str(ROOT / "tools" / "inspect_dataset.py")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    write_shapes(str(folder), ShapesParams(5, 1, 64, 1))
+    return folder
+
+
+@pytest.fixture
+def inspect(shapes, tmp_path, capsys):
+    """Function: arguments -> exit code and what is printed."""
+    main = runpy.run_path(TOOL)["main"]
+
+    def run(json_file=None, *args):
+        json_file = json_file or shapes / "annotations" / "train.json"
+        args = ["--json", str(json_file), "--images", str(shapes / "train"), *args]
+        code = main([*args, "--output", str(tmp_path / "out" / "samples.png")])
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def test_data_that_can_be_used(inspect, tmp_path):
+    code, printed = inspect()
+    assert code == 0 and "Training can start." in printed
+    (star,) = [line.split("|") for line in printed.splitlines() if line.startswith("| star")]
+    assert star[2].strip() == "novel" and int(star[3]) > 0 and int(star[4]) == 0
+    assert cv2.imread(str(tmp_path / "out" / "samples.png")).std() > 10
+
+
+def test_roles_from_the_command_line(inspect):
+    code, printed = inspect(None, "--base-classes", "ring", "gear")
+    assert code == 0
+    roles = {x.split("|")[1].strip(): x.split("|")[2].strip() for x in printed.splitlines()[3:18]
+             if x.startswith("| ")}  # fmt: skip
+    assert roles["ring"] == roles["gear"] == "base" and roles["cross"] == "novel"
+
+
+@pytest.mark.parametrize(
+    "base, reason",
+    [("star", "No instance of a base class has a mask"), ("stra", "did you mean 'star'")],
+)
+def test_data_without_masks_to_learn_from(inspect, base, reason):
+    code, printed = inspect(None, "--base-classes", base)
+    assert code == 1
+    assert reason in printed.split("Training cannot start:")[1]
+
+
+def test_broken_data(inspect, shapes, tmp_path):
+    content = json.loads((shapes / "annotations" / "train.json").read_text())
+    content["annotations"][3]["bbox"] = None
+    content["images"][0]["file_name"] = "none.jpg"
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(content))
+    code, printed = inspect(broken)
+    reasons = printed.split("Training cannot start:")[1]
+    assert code == 1
+    assert "missing image file: none.jpg" in reasons and "4 numbers" in reasons
+    code, printed = inspect(tmp_path / "none.json")
+    assert code == 1 and "no such annotation file" in printed
+
+
+def test_config_file(shapes, tmp_path, capsys):
+    main = runpy.run_path(TOOL)["main"]
+    files = [str(shapes / "annotations" / "train_full.json"), str(shapes / "train")]
+    args = ["--config-file", str(ROOT / "configs" / "quickstart.yaml")]
+    args += ["--output", str(tmp_path / "samples.png")]
+    args += ["DATASETS.COCO_FORMAT", str([["inspected_full", *files]])]
+    args += ["DATASETS.TRAIN", "('inspected_full',)", "DATASETS.TEST", "()"]
+    assert main(args) == 0
+    assert main([*args, "MODEL.ROI_HEADS.NUM_CLASSES", "3"]) == 1
+    assert "Set MODEL.ROI_HEADS.NUM_CLASSES 14" in capsys.readouterr().out
+
+
+def test_wrong_arguments():
+    main = runpy.run_path(TOOL)["main"]
+    for args in ([], ["--json", "x"], ["--json", "x", "--images", "y", "MODEL.DEVICE", "cpu"]):
+        with pytest.raises(SystemExit):
+            main(args)
