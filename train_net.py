@@ -20,7 +20,9 @@ def main(args):
     if args.eval_only:
         check_num_classes(cfg, cfg.DATASETS.TEST)
         model = Trainer.build_model(cfg)
-        checkpointer = ContrastMaskCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer = ContrastMaskCheckpointer(
+            model, cfg.OUTPUT_DIR, require_all=True, exclude=cfg.MODEL.WEIGHTS_EXCLUDE
+        )
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():

@@ -4,7 +4,6 @@ import logging
 import os
 
 import torch
-
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 

@@ -31,7 +31,10 @@ def check_fit(file, incompatible, *, covers, require_all):
         ValueError: naming the first offending tensor and the likely cause.
     """
     if incompatible.incorrect_shapes:
-        name, in_checkpoint, in_model = incompatible.incorrect_shapes[0]
+        # The backbone first: other parts take their number of channels from it.
+        name, in_checkpoint, in_model = min(
+            incompatible.incorrect_shapes, key=lambda x: not x[0].startswith("backbone.bottom_up.")
+        )
         others = len(incompatible.incorrect_shapes) - 1
         raise ValueError(
             f"checkpoint {file} does not fit the model: {name} has the shape {in_checkpoint} in "
@@ -68,7 +71,9 @@ def _cause_of_shape(name, in_checkpoint, in_model):
     if name.startswith("roi_heads.box_predictor.cls_score.") and rows[0] != rows[1]:
         return f"{key}: the checkpoint has {rows[0] - 1} classes, the model {rows[1] - 1}"
     if name.startswith("roi_heads.box_predictor.bbox_pred.") and rows[0] != rows[1]:
-        return f"{key}: the checkpoint has boxes for {rows[0] // 4} classes, the model {rows[1] // 4}"
+        return (
+            f"{key}: the checkpoint has boxes for {rows[0] // 4} classes, the model {rows[1] // 4}"
+        )
     return _cause(name)
 
 

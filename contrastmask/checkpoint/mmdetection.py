@@ -34,8 +34,10 @@ _RULES = [
     ),
     (
         r"roi_head\.mask_head\.contrastive_head\.projector\.(\d+)\.(conv|bn)\.",
-        lambda m: f"roi_heads.contrastive_head.projector.convs.conv{int(m[1]) + 1}."
-        + ("norm." if m[2] == "bn" else ""),
+        lambda m: (
+            f"roi_heads.contrastive_head.projector.convs.conv{int(m[1]) + 1}."
+            + ("norm." if m[2] == "bn" else "")
+        ),
     ),
     (
         r"roi_head\.mask_head\.contrastive_head\.projector\.\d+\.(?=weight$|bias$)",

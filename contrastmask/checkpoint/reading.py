@@ -10,6 +10,7 @@ import torch
 
 _NUMPY_OBJECTS = {
     "_reconstruct": np.zeros(0).__reduce__()[0],
+    "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
     "scalar": np.float32(0).__reduce__()[0],
     "ndarray": np.ndarray,
     "dtype": np.dtype,
@@ -32,7 +33,14 @@ def read_torch_file(path, trusted=False):
     _check_beginning(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=not trusted)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, zipfile.BadZipFile) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        pickle.UnpicklingError,
+        KeyError,
+        zipfile.BadZipFile,
+    ) as error:
         raise ValueError(_explain(path, error)) from error
 
 

@@ -36,13 +36,22 @@ class OpenCVResizeTransform(T.ResizeTransform):
 
 
 class OpenCVResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's augmentation with :class:`OpenCVResizeTransform`."""
+    """Detectron2's augmentation with :class:`OpenCVResizeTransform`.
+
+    One factor gives both sides, as in the published training; Detectron2 multiplies twice if the
+    longer side decides, and rounds one in some thousand shapes to another pixel.
+    """
 
     def get_transform(self, image):
-        transform = super().get_transform(image)
-        if not isinstance(transform, T.ResizeTransform):
-            return transform
-        return OpenCVResizeTransform(transform.h, transform.w, transform.new_h, transform.new_w)
+        h, w = image.shape[:2]
+        if self.is_range:
+            short = np.random.randint(self.short_edge_length[0], self.short_edge_length[1] + 1)
+        else:
+            short = np.random.choice(self.short_edge_length)
+        if short == 0:
+            return T.NoOpTransform()
+        factor = min(short / min(h, w), self.max_size / max(h, w))
+        return OpenCVResizeTransform(h, w, int(h * factor + 0.5), int(w * factor + 0.5))
 
 
 def with_resize_backend(augmentations, backend):

@@ -3,8 +3,9 @@
 import copy
 
 import torch
-from detectron2.data import DatasetMapper
 from detectron2.evaluation import inference_context
+
+from ..data import ContrastMaskDatasetMapper
 
 __all__ = ["predict"]
 
@@ -21,6 +22,6 @@ def predict(cfg, model, record):
     Returns:
         Instances: on the CPU, in pixels of the image file.
     """
-    model_input = DatasetMapper(cfg, is_train=False)(copy.deepcopy(record))
+    model_input = ContrastMaskDatasetMapper(cfg, is_train=False)(copy.deepcopy(record))
     with inference_context(model):
         return model([model_input])[0]["instances"].to("cpu")

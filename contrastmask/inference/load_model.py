@@ -17,5 +17,8 @@ def load_model(cfg, weights=None):
         nn.Module: detector with these weights, in evaluation mode, on MODEL.DEVICE.
     """
     model = build_model(cfg).eval()
-    ContrastMaskCheckpointer(model).load(weights or cfg.MODEL.WEIGHTS)
+    checkpointer = ContrastMaskCheckpointer(
+        model, require_all=True, exclude=cfg.MODEL.WEIGHTS_EXCLUDE
+    )
+    checkpointer.load(weights or cfg.MODEL.WEIGHTS)
     return model

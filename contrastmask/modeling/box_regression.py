@@ -1,7 +1,6 @@
 """Decoding of box deltas with a lower limit on sizes."""
 
 import torch
-
 from detectron2.modeling.box_regression import Box2BoxTransform
 
 

@@ -1,7 +1,6 @@
 """Matching of boxes to ground truth with MMDetection's rule for low-quality matches."""
 
 import torch
-
 from detectron2.modeling.matcher import Matcher
 
 

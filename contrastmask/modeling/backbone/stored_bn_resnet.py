@@ -1,10 +1,9 @@
 """ResNet and feature pyramid as the published models train them."""
 
-from torch import nn
-
 from detectron2.layers import BatchNorm2d
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
+from torch import nn
 
 
 class StoredStatisticsBatchNorm2d(BatchNorm2d):

@@ -1,0 +1,126 @@
+import logging
+import pickle
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.solver import build_lr_scheduler, build_optimizer
+
+from contrastmask.checkpoint import ContrastMaskCheckpointer
+
+
+def test_ordinary_checkpoints_load_as_in_detectron2(build_narrow, load, tmp_path, caplog):
+    source, ours, theirs = (build_narrow() for _ in range(3))
+    weights = {k: v for k, v in source.state_dict().items() if "mask_head" not in k}
+    torch.save({"model": weights, "iteration": 5}, tmp_path / "a.pth")
+    logs = []
+    for checkpointer in (ContrastMaskCheckpointer(ours), DetectionCheckpointer(theirs)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert checkpointer.load(str(tmp_path / "a.pth")) == {"iteration": 5}
+        logs.append([x.message for x in caplog.records if "mask_head" in x.message])
+    assert logs[0] == logs[1] and len(logs[0]) == 1
+    for name, value in weights.items():
+        assert torch.equal(ours.state_dict()[name], value), name
+        assert torch.equal(theirs.state_dict()[name], value), name
+
+
+def test_model_zoo_files(build_narrow, load, tmp_path):
+    source, target = build_narrow(), build_narrow()
+    weights = {k: v.numpy() for k, v in source.state_dict().items()}
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"model": weights, "__author__": "Detectron2 Model Zoo"}))
+    load(target, path, require_all=True)
+    for name, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], value), name
+
+    # A backbone with the names of Caffe2, matched by Detectron2's rules
+    value = source.backbone.bottom_up.res2[0].conv1.weight
+    path.write_bytes(pickle.dumps({"blobs": {"res2_0_branch2a_w": value.numpy() + 1}}))
+    load(target, path)
+    assert torch.equal(target.backbone.bottom_up.res2[0].conv1.weight, value + 1)
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (
+            ["MODEL.ROI_HEADS.NUM_CLASSES", 5],
+            r"cls_score\.weight has the shape \(4, 6\).*\(6, 6\).*NUM_CLASSES.*3 classes.* 5",
+        ),
+        (["MODEL.RESNETS.RES2_OUT_CHANNELS", 16], r"res2\.0.*RES2_OUT_CHANNELS"),
+        (["MODEL.FPN.OUT_CHANNELS", 10], r"fpn_lateral.*MODEL\.FPN\.OUT_CHANNELS"),
+        (["MODEL.ROI_CONTRASTIVE_HEAD.CONV_DIM", 7], r"MODEL\.ROI_CONTRASTIVE_HEAD"),
+        (["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[1.0]]], r"MODEL\.ANCHOR_GENERATOR"),
+    ],
+)
+@pytest.mark.parametrize("official", [True, False])
+def test_other_shapes_are_an_error(
+    build_narrow, official_state_dict, load, tmp_path, opts, message, official
+):
+    source = build_narrow()
+    weights = official_state_dict(source) if official else source.state_dict()
+    key = "state_dict" if official else "model"
+    torch.save({key: weights}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth does not fit.*" + message):
+        load(build_narrow(*opts), tmp_path / "a.pth")
+
+
+def test_excluded_parts_keep_their_values(build_narrow, load, tmp_path, caplog):
+    source = build_narrow()
+    target = build_narrow("MODEL.ROI_HEADS.NUM_CLASSES", 5)
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    torch.save({"model": source.state_dict()}, tmp_path / "a.pth")
+    with caplog.at_level(logging.INFO):
+        load(target, tmp_path / "a.pth", exclude=["roi_heads.box_predictor"], require_all=True)
+    assert "4 tensors of the model keep their initial values" in caplog.text
+    for name, value in target.state_dict().items():
+        is_kept = name.startswith("roi_heads.box_predictor.")
+        assert torch.equal(value, before[name] if is_kept else source.state_dict()[name]), name
+
+
+def test_excluded_part_has_to_exist(build_narrow):
+    for part in ("roi_heads.box_pred", "nothing"):
+        with pytest.raises(ValueError, match=f"MODEL.WEIGHTS_EXCLUDE.*{part}"):
+            ContrastMaskCheckpointer(build_narrow(), exclude=[part])
+
+
+def test_missing_file(build_narrow, load, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.pth.*MODEL.WEIGHTS"):
+        load(build_narrow(), tmp_path / "nothing.pth")
+
+
+def test_unknown_state_dict(build_narrow, load, tmp_path):
+    torch.save({"meta": {}, "state_dict": {"a": torch.ones(1), "b": "c"}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth.*'b' is a str"):
+        load(build_narrow(), tmp_path / "a.pth")
+
+
+def test_training_resumes(build_narrow, narrow_cfg, tmp_path):
+    cfg = narrow_cfg("SOLVER.MAX_ITER", 10, "SOLVER.STEPS", (5,), "SOLVER.WARMUP_ITERS", 2)
+
+    def make():
+        model = build_narrow()
+        optimizer = build_optimizer(cfg, model)
+        scheduler = build_lr_scheduler(cfg, optimizer)
+        state = {"optimizer": optimizer, "scheduler": scheduler}
+        # What a resumed training needs is loaded whatever is excluded.
+        excluded = ["roi_heads.box_predictor"]
+        return model, state, ContrastMaskCheckpointer(model, tmp_path, exclude=excluded, **state)
+
+    model, state, checkpointer = make()
+    for _ in range(3):
+        sum(p.sum() for p in model.parameters() if p.requires_grad).backward()
+        state["optimizer"].step()
+        state["scheduler"].step()
+    checkpointer.save("model_0000002", iteration=2)
+
+    new_model, new_state, new_checkpointer = make()
+    assert new_checkpointer.resume_or_load("", resume=True) == {"iteration": 2}
+    for name, value in model.state_dict().items():
+        assert torch.equal(new_model.state_dict()[name], value), name
+    assert new_state["scheduler"].state_dict() == state["scheduler"].state_dict()
+    momenta = [x.state_dict()["state"] for x in (new_state["optimizer"], state["optimizer"])]
+    assert momenta[0].keys() == momenta[1].keys() and len(momenta[0]) > 0
+    for k, v in momenta[0].items():
+        assert torch.equal(v["momentum_buffer"], momenta[1][k]["momentum_buffer"])

@@ -1,0 +1,91 @@
+import logging
+
+import pytest
+import torch
+
+from contrastmask.checkpoint.mmdetection import MMDETECTION
+
+BACKBONES = {
+    "R-50": ("MODEL.RESNETS.DEPTH", 50),
+    "R-101": ("MODEL.RESNETS.DEPTH", 101),
+    "X-50": ("MODEL.RESNETS.NUM_GROUPS", 4, "MODEL.RESNETS.WIDTH_PER_GROUP", 2),
+}
+
+
+def assert_same_weights(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    assert a.keys() == b.keys()
+    for name in a:
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_round_trip(build_narrow, official_state_dict, load, tmp_path, backbone):
+    source, target = (build_narrow(*BACKBONES[backbone]) for _ in range(2))
+    state_dict = official_state_dict(source)
+    meta = {"mmdet_version": "2.14.0", "epoch": 12, "CLASSES": ("a", "b", "c")}
+    torch.save({"meta": meta, "state_dict": state_dict}, tmp_path / "a.pth")
+    load(target, tmp_path / "a.pth", require_all=True)
+    assert_same_weights(source, target)
+
+
+def test_every_tensor_is_logged(build_narrow, official_state_dict, load, tmp_path, caplog):
+    opts = ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.RESNETS.NORM", "FrozenBN"]
+    model = build_narrow(*opts)
+    state_dict = official_state_dict(model)
+    state_dict["roi_head.bbox_head.extra.weight"] = torch.zeros(2)
+    for name in ("weight", "bias"):
+        del state_dict[f"roi_head.mask_head.fuseconv.{name}"]
+    torch.save({"meta": {}, "state_dict": state_dict}, tmp_path / "a.pth")
+    with caplog.at_level(logging.INFO):
+        load(model, tmp_path / "a.pth")
+    assert "MMDetection 2.x detector" in caplog.text
+    assert "roi_head.bbox_head.extra" in caplog.text
+    assert "roi_heads.mask_head.fuse" in caplog.text
+    assert "53 counters num_batches_tracked" in caplog.text
+    assert "bn1.num_batches_tracked" not in caplog.text
+
+
+def test_half_precision_becomes_float32():
+    state_dict = {"backbone.conv1.weight": torch.ones(2).half(), "x": torch.tensor(3)}
+    converted = MMDETECTION.convert(state_dict)
+    assert converted["backbone.bottom_up.stem.conv1.weight"].dtype == torch.float32
+    assert converted["x"].dtype == torch.int64
+
+
+def test_two_tensors_with_one_name():
+    names = ("roi_head.mask_head.contrastive_head.projector.2.bias",) * 2
+    state_dict = {names[0]: torch.ones(1), names[1].replace("2.", "3."): torch.ones(1)}
+    with pytest.raises(ValueError, match="two tensors.*projector.linear.bias"):
+        MMDETECTION.convert(state_dict)
+
+
+def test_old_versions_are_refused(build_narrow, official_state_dict, load, tmp_path):
+    model = build_narrow()
+    state_dict = official_state_dict(model)
+    torch.save({"meta": {"mmdet_version": "1.2.0"}, "state_dict": state_dict}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth.*MMDetection 1\.2\.0"):
+        load(model, tmp_path / "a.pth")
+
+
+def test_wrong_depth_is_an_error(build_narrow, official_state_dict, load, tmp_path):
+    deep, shallow = build_narrow("MODEL.RESNETS.DEPTH", 101), build_narrow()
+    torch.save({"state_dict": official_state_dict(shallow)}, tmp_path / "50.pth")
+    with pytest.raises(ValueError, match=r"50\.pth.*tensors of the model.*res4\.6\..*DEPTH"):
+        load(deep, tmp_path / "50.pth")
+    torch.save({"state_dict": official_state_dict(deep)}, tmp_path / "101.pth")
+    with pytest.raises(ValueError, match=r"101\.pth.*no place.*res4\.6\..*DEPTH"):
+        load(shallow, tmp_path / "101.pth")
+
+
+def test_heads_may_be_missing_in_training(build_narrow, official_state_dict, load, tmp_path):
+    source, target = build_narrow(), build_narrow()
+    state_dict = official_state_dict(source)
+    state_dict = {k: v for k, v in state_dict.items() if "contrastive_head" not in k}
+    torch.save({"state_dict": state_dict}, tmp_path / "a.pth")
+    before = target.roi_heads.contrastive_head.encoder.conv1.weight.clone()
+    load(target, tmp_path / "a.pth")
+    assert torch.equal(before, target.roi_heads.contrastive_head.encoder.conv1.weight)
+    with pytest.raises(ValueError, match="contrastive_head.*MODEL.ROI_CONTRASTIVE_HEAD"):
+        load(target, tmp_path / "a.pth", require_all=True)
