@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from .coco_format import AnnotationFile, AnnotationFileError, missing_image_files
-from .segmentation import usable_segmentation
+from .segmentation import to_rle
 
 __all__ = ["ClassStatistics", "Inspection", "Problem", "inspect_annotation_file"]
 
@@ -252,7 +252,7 @@ def _inspect_annotations(file, images, id_map, records, statistics, problems) ->
         numbers.box_sizes.append(tuple(annotation["bbox"][2:]))
         boxes_seen[(image_id, instance["category_id"], *annotation["bbox"])].append(where)
         if "segmentation" in instance:
-            rle = _to_rle(instance["segmentation"], image)
+            rle = to_rle(instance["segmentation"], image["height"], image["width"])
             numbers.mask_areas.append(float(mask_util.area(rle)))
             if not _fits(mask_util.toBbox(rle), annotation["bbox"]):
                 problems.warn("mask that does not fit its box", where)
@@ -282,12 +282,3 @@ def _fits(mask_box, box) -> bool:
     x, y, width, height = box
     slack = _SLACK_PIXELS + _SLACK_FRACTION * np.array([width, height, width, height])
     return bool((np.abs(sides - [x, y, x + width, y + height]) <= slack).all())
-
-
-def _to_rle(segmentation, image) -> dict:
-    segmentation = usable_segmentation(segmentation)
-    if isinstance(segmentation, dict):
-        return segmentation
-    return mask_util.merge(
-        mask_util.frPyObjects([p.tolist() for p in segmentation], image["height"], image["width"])
-    )

@@ -5,7 +5,7 @@ from typing import List, Optional, Union
 import numpy as np
 import pycocotools.mask as mask_util
 
-__all__ = ["usable_segmentation", "has_usable_mask", "rle_run_lengths"]
+__all__ = ["usable_segmentation", "has_usable_mask", "rle_run_lengths", "to_rle"]
 
 # A polygon needs three points.
 _MIN_POLYGON_NUMBERS = 6
@@ -107,3 +107,19 @@ def has_usable_mask(segmentation) -> bool:
             for polygon in segmentation
         )
     return usable_segmentation(segmentation) is not None
+
+
+def to_rle(segmentation, height: int, width: int) -> dict:
+    """
+    Args:
+        segmentation: polygons or an RLE dict with a usable mask.
+        height, width: of the image, in pixels.
+
+    Returns:
+        dict: compressed RLE, "counts" being bytes or str.
+    """
+    segmentation = usable_segmentation(segmentation)
+    if isinstance(segmentation, dict):
+        return segmentation
+    polygons = [polygon.tolist() for polygon in segmentation]
+    return mask_util.merge(mask_util.frPyObjects(polygons, height, width))

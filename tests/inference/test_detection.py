@@ -4,6 +4,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 
+from contrastmask import add_contrastmask_config
 from contrastmask.inference import predict
 
 SIZE = 500, 600
@@ -26,6 +27,7 @@ def test_predict(tmp_path):
     cv2.imwrite(str(tmp_path / "image.png"), image)
     record = {"file_name": str(tmp_path / "image.png"), "annotations": [{"category_id": 3}]}
     cfg = get_cfg()
+    add_contrastmask_config(cfg)
     cfg.INPUT.MIN_SIZE_TEST = 250
     model = OneBoxModel().train()
     instances = predict(cfg, model, {**record, "height": SIZE[0], "width": SIZE[1]})

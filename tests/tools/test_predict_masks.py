@@ -1,0 +1,64 @@
+import json
+import runpy
+
+import pytest
+import small_model
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predict")
+    small_model.write_data(folder, num_images=3)
+    opts = small_model.options(folder, "predict_masks")
+    small_model.write_weights(folder / "model.pth", opts)
+    return folder, opts
+
+
+@pytest.fixture
+def predict_masks(setting, tmp_path):
+    """Function: annotation file, further arguments -> exit code and the output's path."""
+    folder, opts = setting
+    main = runpy.run_path(str(small_model.ROOT / "tools" / "predict_masks.py"))["main"]
+
+    def run(json_file, *args):
+        output = tmp_path / "out" / "masks.json"
+        paths = {
+            "--config-file": small_model.CONFIG_FILE,
+            "--weights": folder / "model.pth",
+            "--json": json_file,
+            "--images": folder / "train",
+            "--output": output,
+        }
+        return main([*(str(x) for pair in paths.items() for x in pair), *args, *opts]), output
+
+    return run
+
+
+def test_predicts_and_compares(setting, predict_masks, capsys):
+    annotations = setting[0] / "annotations"
+    full = str(annotations / "train_full.json")
+    code, output = predict_masks(annotations / "train.json", "--compare", full)
+    assert code == 0
+    printed = capsys.readouterr().out
+    assert "| novel" in printed and "| base" not in printed
+    assert any("mask_score" in x for x in json.loads(output.read_text())["annotations"])
+    code, _ = predict_masks(full, "--all", "--compare", full)
+    assert code == 0 and "| base" in capsys.readouterr().out
+
+
+def test_exit_codes(setting, predict_masks, tmp_path):
+    content = json.loads((setting[0] / "annotations" / "train.json").read_text())
+    for x in content["annotations"]:
+        x.pop("segmentation", None)
+    content["images"][1]["file_name"] = "none.jpg"
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(content))
+    code, output = predict_masks(path)
+    assert code == 3 and output.exists()
+    content["categories"][0]["name"] = "unheard of"
+    path.write_text(json.dumps(content))
+    output.unlink()
+    code, output = predict_masks(path)
+    assert code == 1 and not output.exists()
+    with pytest.raises(SystemExit):
+        predict_masks(path, "--compare", "none.json")
