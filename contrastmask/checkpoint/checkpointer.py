@@ -3,56 +3,14 @@
 import logging
 import os
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
-from .efficientnet_lite import EFFICIENTNET_LITE
 from .fit import check_fit
-from .mmdetection import MMDETECTION, check_mmdetection_version
+from .layouts import find_layout, unwrap_state_dict
 from .reading import read_pickle_file, read_torch_file
-from .torchvision_resnet import TORCHVISION_RESNET
 
 logger = logging.getLogger(__name__)
-
-LAYOUTS = (MMDETECTION, TORCHVISION_RESNET, EFFICIENTNET_LITE)
-
-
-def find_layout(state_dict):
-    """
-    Args:
-        state_dict (dict[str, Tensor]):
-
-    Returns:
-        Layout: the one of its names, or None for Detectron2's.
-    """
-    return next((x for x in LAYOUTS if x.recognises(state_dict)), None)
-
-
-def unwrap_state_dict(loaded):
-    """
-    Args:
-        loaded (dict): content of a file: a state dict, or one under "model" or "state_dict".
-
-    Returns:
-        dict[str, Tensor]: without the prefix "module." of data parallel training.
-
-    Raises:
-        ValueError: if there are other things than tensors in it, or it is too old.
-    """
-    if not isinstance(loaded, dict):
-        raise ValueError(f"it holds a {type(loaded).__name__}, not a dict of tensors")
-    if isinstance(loaded.get("state_dict"), dict):
-        check_mmdetection_version(loaded.get("meta"))
-        loaded = loaded["state_dict"]
-    elif isinstance(loaded.get("model"), dict):
-        loaded = loaded["model"]
-    for name, value in loaded.items():
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(f"its entry {name!r} is a {type(value).__name__}, not a tensor")
-    if loaded and all(name.startswith("module.") for name in loaded):
-        loaded = {name[len("module.") :]: value for name, value in loaded.items()}
-    return loaded
 
 
 class _SafeReader(Checkpointer):

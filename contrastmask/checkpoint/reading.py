@@ -33,14 +33,7 @@ def read_torch_file(path, trusted=False):
     _check_beginning(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=not trusted)
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        pickle.UnpicklingError,
-        KeyError,
-        zipfile.BadZipFile,
-    ) as error:
+    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
         raise ValueError(_explain(path, error)) from error
 
 

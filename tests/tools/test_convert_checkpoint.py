@@ -1,0 +1,80 @@
+import importlib.util
+
+import pytest
+import torch
+
+CONFIG = "configs/COCO/contrastmask_R_50_FPN_1x_voc2nonvoc.yaml"
+NARROW = (
+    "MODEL.RESNETS.STEM_OUT_CHANNELS 4 MODEL.RESNETS.RES2_OUT_CHANNELS 8 "
+    "MODEL.RESNETS.WIDTH_PER_GROUP 4 MODEL.FPN.OUT_CHANNELS 8 MODEL.ROI_BOX_HEAD.CONV_DIM 6 "
+    "MODEL.ROI_MASK_HEAD.CONV_DIM 6 MODEL.ROI_CONTRASTIVE_HEAD.CONV_DIM 6 "
+    "MODEL.ROI_CONTRASTIVE_HEAD.PROJECTOR_DIM 6 MODEL.DEVICE cpu"
+).split()
+
+
+@pytest.fixture(scope="module")
+def tool():
+    path = "tools/convert_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def resnet(tmp_path):
+    """Path of a checkpoint with the names of a tiny torchvision ResNet-50, and its tensors."""
+    from detectron2.modeling import build_backbone
+
+    from contrastmask.engine import load_config
+
+    backbone = build_backbone(load_config(CONFIG, NARROW)).bottom_up
+    state_dict = {}
+    for name, value in backbone.state_dict().items():
+        stage, _, rest = name.partition(".")
+        name = f"layer{int(stage[3]) - 1}.{rest}" if stage.startswith("res") else rest
+        for k in "123":
+            name = name.replace(f"conv{k}.norm.", f"bn{k}.")
+        name = name.replace("shortcut.norm.", "downsample.1.")
+        name = name.replace("shortcut.", "downsample.0.")
+        state_dict[name] = torch.rand(value.shape) if value.is_floating_point() else value
+    torch.save({**state_dict, "fc.weight": torch.ones(2, 3)}, tmp_path / "resnet.pth")
+    return tmp_path / "resnet.pth", state_dict
+
+
+def test_converted_file_loads_in_detectron2(tool, resnet, tmp_path):
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.modeling import build_model
+
+    from contrastmask.engine import load_config
+
+    path, state_dict = resnet
+    tool.main([str(path), str(tmp_path / "out.pth"), "--config-file", CONFIG, "--opts", *NARROW])
+    model = build_model(load_config(CONFIG, NARROW))
+    DetectionCheckpointer(model).load(str(tmp_path / "out.pth"))
+    net = model.backbone.bottom_up
+    assert torch.equal(net.stem.conv1.weight, state_dict["conv1.weight"])
+    assert torch.equal(net.res4[5].conv2.norm.bias, state_dict["layer3.5.bn2.bias"])
+    assert torch.equal(net.res3[0].shortcut.norm.weight, state_dict["layer2.0.downsample.1.weight"])
+
+
+def test_what_does_not_fit_is_not_written(tool, resnet, tmp_path):
+    path, _ = resnet
+    out = tmp_path / "out.pth"
+    opts = [*NARROW, "MODEL.RESNETS.DEPTH", "101"]
+    with pytest.raises(ValueError, match=r"resnet\.pth.*MODEL\.RESNETS\.DEPTH"):
+        tool.main([str(path), str(out), "--config-file", CONFIG, "--opts", *opts])
+    assert not out.exists()
+    with pytest.raises(SystemExit, match="same file"):
+        tool.main([str(path), str(path)])
+    with pytest.raises(SystemExit):
+        tool.main([str(path), str(tmp_path / "out.pkl")])
+
+
+def test_objects_are_left_behind_if_the_source_is_trusted(tool, tmp_path):
+    torch.save({"model": {"a": torch.ones(2)}, "path": tmp_path}, tmp_path / "a.pth")
+    out = tmp_path / "out.pth"
+    with pytest.raises(ValueError, match="trust-source"):
+        tool.main([str(tmp_path / "a.pth"), str(out)])
+    tool.main([str(tmp_path / "a.pth"), str(out), "--trust-source"])
+    assert torch.load(out, weights_only=True)["model"].keys() == {"a"}
