@@ -15,6 +15,10 @@ def load_model(cfg, weights=None):
 
     Returns:
         nn.Module: detector with these weights, in evaluation mode, on MODEL.DEVICE.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if it does not fit the model or is not complete.
     """
     model = build_model(cfg).eval()
     checkpointer = ContrastMaskCheckpointer(
