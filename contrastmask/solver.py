@@ -1,7 +1,6 @@
 """Optimizers: Detectron2's SGD, or AdamW with a slower backbone."""
 
 import torch
-
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import train_net
-
 from contrastmask.data.shapes import ShapesParams, write_shapes
 
 ROOT = Path(__file__).parent.parent

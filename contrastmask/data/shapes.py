@@ -1,8 +1,9 @@
 """The built-in data: images of textured shapes with boxes and masks, in COCO format.
 
 Everything is drawn from a random generator that is seeded per image, so an image depends on the
-seed, the split, its number and the image size only. Textures and colours say nothing about the
-class, and few shapes fill their boxes: a detector that only fills boxes gets a low mask AP.
+seed, the split, its number and the image size only. As in photos, most objects of a class have its
+typical look (a hue and a texture), so the masks of novel classes are for looks that no mask was seen
+of. Few shapes fill their boxes: a detector that only fills boxes gets a low mask AP.
 """
 
 import json
@@ -27,17 +28,21 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Raised whenever the same parameters give other files.
-_GENERATOR_VERSION = 1
+_GENERATOR_VERSION = 2
 _PARAMS_FILE = "shapes.json"
 
-# Side of an object's box as a fraction of the image side: 24 to 120 pixels of 192.
-_OBJECT_SIZE = (24 / 192, 120 / 192)
+# Side of an object's box as a fraction of the image side: 32 to 120 pixels of 192.
+_OBJECT_SIZE = (32 / 192, 120 / 192)
 _OBJECTS_PER_IMAGE = (2, 6)
 # Less of an object than this is never left visible by other objects or by the image border.
 _MIN_VISIBLE_FRACTION = 0.35
 _PLACEMENT_TRIES = 20
 # Distance in RGB space between the mean colours of an object and of what it is drawn on.
 _MIN_CONTRAST = 80.0
+# Fraction of the objects that have the look of their class; the others have any look.
+_TYPICAL_FRACTION = 0.85
+# In OpenCV's units: 180 are the whole circle. The golden ratio keeps hues of classes apart.
+_HUE_STEP, _HUE_SPREAD = 180 * 0.618, 7
 _JPEG_QUALITY = 92
 
 # Contours in a box of about [-1, 1]; those after the first are holes.
@@ -271,27 +276,36 @@ _TEXTURES = (
 )
 
 
-def _random_colour(rng) -> np.ndarray:
-    hsv = np.array([[[rng.integers(0, 180), rng.integers(60, 256), rng.integers(60, 256)]]])
+def _random_colour(rng, hue=None) -> np.ndarray:
+    if hue is None:
+        hue = rng.integers(0, 180)
+    hsv = np.array([[[hue, rng.integers(60, 256), rng.integers(60, 256)]]])
     return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
 
 
-def _object_texture(rng, under: np.ndarray) -> np.ndarray:
+def _object_texture(rng, class_index: int, under: np.ndarray) -> np.ndarray:
     """A texture whose mean colour differs from that of `under`, the pixels it will hide.
 
     Args:
+        class_index (int): of the object's class.
         under (array): float32, (H, W, 3).
 
     Returns:
         array: float32, (H, W, 3), 0 to 255.
     """
     height, width = under.shape[:2]
-    mix = _TEXTURES[rng.integers(len(_TEXTURES))](rng, height, width)[..., None]
+    if rng.uniform() < _TYPICAL_FRACTION:
+        texture = _TEXTURES[class_index % len(_TEXTURES)]
+        hue = int(_HUE_STEP * class_index + rng.uniform(-_HUE_SPREAD, _HUE_SPREAD)) % 180
+    else:
+        texture = _TEXTURES[rng.integers(len(_TEXTURES))]
+        hue = rng.integers(0, 180)
+    mix = texture(rng, height, width)[..., None]
     grain = (_smooth_noise(rng, height, width, max(2, max(height, width) // 2)) - 0.5)[..., None]
     mean_under, mean_mix = under.mean(axis=(0, 1)), mix.mean()
     for _ in range(_PLACEMENT_TRIES):
-        first, second = _random_colour(rng), _random_colour(rng)
-        second = first + 0.6 * (second - first)
+        first, second = _random_colour(rng, hue), _random_colour(rng)
+        second = first + 0.4 * (second - first)
         mean = first + (second - first) * mean_mix
         if np.linalg.norm(mean - mean_under) > _MIN_CONTRAST:
             break
@@ -356,7 +370,8 @@ def draw_image(size: int, seed) -> Tuple[np.ndarray, List[Tuple[str, np.ndarray]
     names: List[str] = []
     areas: List[float] = []
     for _ in range(rng.integers(_OBJECTS_PER_IMAGE[0], _OBJECTS_PER_IMAGE[1] + 1)):
-        name = SHAPE_CLASSES[rng.integers(len(SHAPE_CLASSES))]
+        class_index = int(rng.integers(len(SHAPE_CLASSES)))
+        name = SHAPE_CLASSES[class_index]
         low, high = _OBJECT_SIZE
         side = size * low * (high / low) ** rng.uniform()
         outline = _random_outline(rng, name, side)
@@ -376,7 +391,7 @@ def draw_image(size: int, seed) -> Tuple[np.ndarray, List[Tuple[str, np.ndarray]
         x, y, w, h = cv2.boundingRect(coverage)
         patch = image[y : y + h, x : x + w]
         alpha = coverage[y : y + h, x : x + w, None].astype(np.float32) / 255
-        patch += alpha * (_object_texture(rng, patch) - patch)
+        patch += alpha * (_object_texture(rng, class_index, patch) - patch)
     image = np.clip(np.round(image), 0, 255).astype(np.uint8)
     objects = [(name, owner == index) for index, name in enumerate(names)]
     return np.ascontiguousarray(image[:, :, ::-1]), objects

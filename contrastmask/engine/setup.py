@@ -3,7 +3,6 @@
 import logging
 
 import torch
-
 from detectron2.config import get_cfg
 from detectron2.engine import default_setup
 from detectron2.utils import comm

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from torch import Tensor, nn
 
 from .box_regression import build_box2box_transform
 
@@ -50,7 +49,9 @@ class ContrastMaskBoxHead(nn.Module):
         channels = conv_dim if num_conv else input_shape.channels
         self.cls_branch = _conv_stack(channels, conv_dim, num_cls_conv, norm)
         self.reg_branch = _conv_stack(channels, conv_dim, num_reg_conv, norm)
-        self._output_channels = tuple(conv_dim if n else channels for n in (num_cls_conv, num_reg_conv))
+        self._output_channels = tuple(
+            conv_dim if n else channels for n in (num_cls_conv, num_reg_conv)
+        )
 
     @classmethod
     def from_config(cls, cfg, input_shape):

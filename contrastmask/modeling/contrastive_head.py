@@ -6,10 +6,9 @@ whose output the contrastive loss compares. The projector is for training only.
 import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from torch import nn
 
 from .contrastive_loss import LOSS_FORMS, query_sharing_loss
 from .pixel_sets import build_pixel_sets, sample_keys

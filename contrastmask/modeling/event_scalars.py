@@ -1,7 +1,6 @@
 """Numbers for the event storage, with one device-to-host transfer for all of a training step."""
 
 import torch
-
 from detectron2.utils.events import get_event_storage
 
 

@@ -5,11 +5,10 @@ contrastive head, become one mask per RoI.
 
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
-from torch import nn
-
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, get_norm
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
+from torch import nn
 
 from .cam import resize_map
 from .precision import full_precision

@@ -1,7 +1,6 @@
 """Mask targets of RoIs, cropped from the ground-truth masks of their images."""
 
 import torch
-
 from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks
 

@@ -3,7 +3,6 @@
 from typing import List, NamedTuple
 
 import torch
-
 from detectron2.layers import cat
 from detectron2.structures import Boxes, Instances
 

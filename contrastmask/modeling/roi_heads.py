@@ -7,8 +7,6 @@ what only the losses need.
 from typing import Optional
 
 import torch
-from torch import nn
-
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.poolers import ROIPooler
@@ -17,6 +15,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
+from torch import nn
 
 from .box_head import ContrastMaskBoxPredictor
 from .cam import class_activation_map, min_max_normalize, resize_map
@@ -258,9 +257,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             the branch gets a gradient, zero where nothing is learnt.
         """
         rois = select_positive_rois(proposals, self.num_classes, self.gt_boxes_only)
-        put_scalars(
-            {"mask_head/num_rois": len(rois.supervised), "contrastive/num_rois": len(rois)}
-        )
+        put_scalars({"mask_head/num_rois": len(rois.supervised), "contrastive/num_rois": len(rois)})
         contrastive = self.contrastive_head
         has_loss = contrastive is not None and contrastive.has_loss
 
@@ -355,9 +352,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
 
     def _contrastive_features(self, features, boxes):
         """The contrastive head does not train the backbone: its features are detached."""
-        return self.contrastive_pooler(
-            [features[f].detach() for f in self.mask_in_features], boxes
-        )
+        return self.contrastive_pooler([features[f].detach() for f in self.mask_in_features], boxes)
 
     @property
     def _mask_input_size(self):
@@ -372,9 +367,7 @@ def _replace_masks_by_index(targets):
     """
     fields = targets.get_fields()
     device = targets.gt_boxes.device
-    light = Instances(
-        targets.image_size, **{k: v for k, v in fields.items() if k != "gt_masks"}
-    )
+    light = Instances(targets.image_size, **{k: v for k, v in fields.items() if k != "gt_masks"})
     light.gt_index = torch.arange(len(targets), device=device)
     if not light.has("gt_has_mask"):
         has_masks = "gt_masks" in fields

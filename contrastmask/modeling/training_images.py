@@ -1,7 +1,6 @@
 """Images for the event storage that show what the heads learn from (VIS_PERIOD)."""
 
 import torch
-
 from detectron2.utils.events import get_event_storage
 
 from .cam import resize_map

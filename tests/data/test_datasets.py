@@ -24,7 +24,7 @@ from contrastmask.data.shapes import (
 @pytest.fixture(scope="module")
 def shapes_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("datasets") / "shapes"
-    write_shapes(str(root), ShapesParams(num_train=6, num_val=2, image_size=96))
+    write_shapes(str(root), ShapesParams(num_train=12, num_val=2, image_size=96))
     return root
 
 

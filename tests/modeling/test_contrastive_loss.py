@@ -92,6 +92,9 @@ def test_finite_for_degenerate_features(form):
 def test_unknown_form_is_an_error():
     with pytest.raises(ValueError, match="thesis"):
         query_sharing_loss(
-            torch.randn(2, 3), torch.randn(1, 3), torch.ones(1, 4).bool(), form="thesis",
-            **TEMPERATURES
+            torch.randn(2, 3),
+            torch.randn(1, 3),
+            torch.ones(1, 4).bool(),
+            form="thesis",
+            **TEMPERATURES,
         )

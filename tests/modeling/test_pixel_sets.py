@@ -91,8 +91,10 @@ def test_empty_and_full_masks_are_dropped_and_fall_back_to_the_cam(value):
     masks = torch.full((3, 14, 14), value)
     sets = build_pixel_sets(masks, torch.ones(3, dtype=torch.bool), cam, **PARAMS)
     assert not sets.kept.any()
-    assert torch.equal(sets.query_background if value else sets.query_foreground,
-                       cam < 0.05 if value else cam > 0.95)
+    assert torch.equal(
+        sets.query_background if value else sets.query_foreground,
+        cam < 0.05 if value else cam > 0.95,
+    )
 
 
 def test_no_rois():

@@ -4,6 +4,8 @@ import re
 
 import pytest
 import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
 
 from contrastmask import add_contrastmask_config
 from contrastmask.modeling.box_head import ContrastMaskBoxHead, ContrastMaskBoxPredictor
@@ -17,8 +19,6 @@ from contrastmask.modeling.pixel_sets import (
     mask_edges,
     sample_keys,
 )
-from detectron2.config import get_cfg
-from detectron2.layers import ShapeSpec
 
 KEY_SETS = ("easy_positive", "easy_negative", "hard_positive", "hard_negative")
 
@@ -129,14 +129,16 @@ def test_contrastive_loss(load_reference, form):
 def official_box_name(name):
     name = name.replace("cls_score", "fc_cls").replace("bbox_pred", "fc_reg")
     branches = {"shared": "shared_convs", "cls_branch": "cls_convs", "reg_branch": "reg_convs"}
-    return re.sub(
-        r"^(\w+)\.conv(\d+)\.", lambda m: f"{branches[m[1]]}.{int(m[2]) - 1}.conv.", name
-    )
+    return re.sub(r"^(\w+)\.conv(\d+)\.", lambda m: f"{branches[m[1]]}.{int(m[2]) - 1}.conv.", name)
 
 
 def official_mask_name(name):
     name = re.sub(r"^convs\.mask_fcn(\d+)", lambda m: f"convs.{int(m[1]) - 1}.conv", name)
-    for ours, theirs in (("deconv", "upsample"), ("predictor", "conv_logits"), ("fuse", "fuseconv")):
+    for ours, theirs in (
+        ("deconv", "upsample"),
+        ("predictor", "conv_logits"),
+        ("fuse", "fuseconv"),
+    ):
         name = re.sub(rf"^{ours}\.", f"{theirs}.", name)
     return name
 

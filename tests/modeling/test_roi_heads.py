@@ -155,7 +155,9 @@ def test_mask_loss_uses_ground_truth_boxes_of_base_instances(
 
 def test_ground_truth_boxes_are_known_by_origin_not_by_value(heads_cfg, build_heads, make_batch):
     _, proposals, targets = make_batch(num_images=1)
-    proposals[0].proposal_boxes.tensor[:4] = targets[0].gt_boxes.tensor  # proposals that hit exactly
+    proposals[0].proposal_boxes.tensor[:4] = targets[
+        0
+    ].gt_boxes.tensor  # proposals that hit exactly
     heads_cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 1000
     heads_cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
     heads = build_heads(heads_cfg)
@@ -199,7 +201,11 @@ def test_training_images(heads_cfg, build_heads, make_batch):
             heads(None, *make_batch())
         names = [name for name, _, _ in storage._vis_data]
         assert len(names) == expected
-    assert names == ["contrastmask/cam", "contrastmask/sampled_keys", "contrastmask/predicted_masks"]
+    assert names == [
+        "contrastmask/cam",
+        "contrastmask/sampled_keys",
+        "contrastmask/predicted_masks",
+    ]
 
 
 @pytest.mark.parametrize("sizes", [(7, 14, 28), (5, 8, 12), (7, 14, 14)])

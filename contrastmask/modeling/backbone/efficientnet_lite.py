@@ -20,10 +20,12 @@ class EfficientNetLite(Backbone):
     efficientnet-lite://efficientnet-lite0``.
     """
 
-    def __init__(self, out_features):
+    def __init__(self, out_features, freeze_at=0):
         """
         Args:
             out_features (list[str]): names among "stage2" (stride 4) to "stage5" (stride 32).
+            freeze_at (int): 0 trains everything, 1 freezes the stem, n > 1 the stem and all stages
+                up to the n-th.
 
         Raises:
             ImportError: if the package is not installed.
@@ -47,6 +49,7 @@ class EfficientNetLite(Backbone):
         self.net = FrozenBatchNorm2d.convert_frozen_batchnorm(net)
         self._out_features = list(out_features)
         self._last_block = {_STAGES[f][0]: f for f in out_features}
+        self._freeze(freeze_at)
 
     def forward(self, x):
         """
@@ -63,6 +66,13 @@ class EfficientNetLite(Backbone):
             if k in self._last_block:
                 outputs[self._last_block[k]] = x
         return outputs
+
+    def _freeze(self, freeze_at):
+        frozen = [self.net._conv_stem] if freeze_at >= 1 else []
+        last_block, _ = _STAGES.get(f"stage{freeze_at}", (-1, None))
+        frozen += self.net._blocks[: last_block + 1]
+        for module in frozen:
+            module.requires_grad_(False)
 
     def output_shape(self):
         """dict[str, ShapeSpec]: channels and stride of each feature map."""
@@ -81,7 +91,7 @@ def build_efficientnet_lite_fpn_backbone(cfg, input_shape):
     """
     assert input_shape.channels == 3
     return FPN(
-        bottom_up=EfficientNetLite(cfg.MODEL.FPN.IN_FEATURES),
+        bottom_up=EfficientNetLite(cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.BACKBONE.FREEZE_AT),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
