@@ -49,9 +49,15 @@ class ContrastMaskBoxHead(nn.Module):
         channels = conv_dim if num_conv else input_shape.channels
         self.cls_branch = _conv_stack(channels, conv_dim, num_cls_conv, norm)
         self.reg_branch = _conv_stack(channels, conv_dim, num_reg_conv, norm)
-        self._output_channels = tuple(
-            conv_dim if n else channels for n in (num_cls_conv, num_reg_conv)
-        )
+        cls_channels = conv_dim if num_cls_conv else channels
+        reg_channels = conv_dim if num_reg_conv else channels
+        if cls_channels != reg_channels:
+            raise ValueError(
+                f"the class branch of the box head ends with {cls_channels} channels, the box "
+                f"branch with {reg_channels}: MODEL.ROI_BOX_HEAD.NUM_CLS_CONV and NUM_REG_CONV "
+                "have to be both above 0, or NUM_CONV"
+            )
+        self.output_shape = ShapeSpec(channels=cls_channels)  # of the pooled vectors
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -78,13 +84,6 @@ class ContrastMaskBoxHead(nn.Module):
         return BoxFeatures(
             class_map, class_map.mean(dim=(2, 3)), self.reg_branch(x).mean(dim=(2, 3))
         )
-
-    @property
-    def output_shape(self):
-        """ShapeSpec: of the pooled vectors."""
-        cls_channels, reg_channels = self._output_channels
-        assert cls_channels == reg_channels, "the two branches end with different widths"
-        return ShapeSpec(channels=cls_channels)
 
 
 class ContrastMaskBoxPredictor(FastRCNNOutputLayers):

@@ -54,7 +54,7 @@ def query_sharing_loss(queries, keys, key_sets, *, temperature_easy, temperature
 
 
 def _similarity(query, keys, form):
-    """Cosine of one query (D,) with keys (N, D), or with keys relative to the query ("released")."""
+    """Cosine of a query (D,) with keys (N, D), or with keys relative to the query ("released")."""
     if form == "released":
         keys = keys - query
     return F.normalize(keys, dim=1) @ F.normalize(query, dim=0)

@@ -1,6 +1,7 @@
 """
-Pixel sets of the contrastive loss (Sec. 3.2): query regions and easy and hard keys of each RoI, from
-the mask for base RoIs and from the CAM for novel RoIs. Pure functions of tensors, batched over RoIs.
+Pixel sets of the contrastive loss (Sec. 3.2): query regions and easy and hard keys of each RoI,
+from the mask for base RoIs and from the CAM for novel RoIs. Pure functions of tensors, batched over
+RoIs.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """
 The conductor: samples RoIs and hands boxes, features and CAMs from head to head. In training: box
-head -> CAM -> contrastive head -> mask head. In inference: the same on the final detections, without
-what only the losses need.
+head -> CAM -> contrastive head -> mask head. In inference: the same on the final detections,
+without what only the losses need.
 """
 
 from typing import Optional

@@ -112,8 +112,8 @@ def register_built_in(monkeypatch):
 def test_built_in_names_honour_the_environment(shapes_root, tmp_path, register_built_in):
     register_built_in(str(shapes_root.parent))
     for name, num_images, is_full in (
-        ("shapes_train", 6, False),
-        ("shapes_train_full", 6, True),
+        ("shapes_train", 12, False),
+        ("shapes_train_full", 12, True),
         ("shapes_val", 2, True),
     ):
         metadata = MetadataCatalog.get(name)

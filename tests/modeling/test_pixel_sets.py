@@ -14,7 +14,7 @@ PARAMS = dict(delta=0.1, fallback_delta=0.05, min_query_size=2, ring_width=1, mi
 
 
 def one_set(pixels, kept=None):
-    """PixelSets in which the positive sets are `pixels` (R, H, W) and the negative ones the rest."""
+    """PixelSets with `pixels` (R, H, W) for the positive sets and the rest for the negative."""
     kept = torch.ones(len(pixels), dtype=torch.bool) if kept is None else kept
     return PixelSets(pixels, ~pixels, KeySets(pixels, ~pixels, pixels, ~pixels), kept)
 

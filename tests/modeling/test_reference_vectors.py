@@ -134,11 +134,8 @@ def official_box_name(name):
 
 def official_mask_name(name):
     name = re.sub(r"^convs\.mask_fcn(\d+)", lambda m: f"convs.{int(m[1]) - 1}.conv", name)
-    for ours, theirs in (
-        ("deconv", "upsample"),
-        ("predictor", "conv_logits"),
-        ("fuse", "fuseconv"),
-    ):
+    layers = {"deconv": "upsample", "predictor": "conv_logits", "fuse": "fuseconv"}
+    for ours, theirs in layers.items():
         name = re.sub(rf"^{ours}\.", f"{theirs}.", name)
     return name
 
