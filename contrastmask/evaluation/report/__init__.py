@@ -1,0 +1,3 @@
+"""The result of an evaluation as one HTML file that needs nothing else."""
+
+from .report import write_report
