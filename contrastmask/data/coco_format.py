@@ -16,7 +16,13 @@ from tabulate import tabulate
 
 from .segmentation import has_usable_mask, rle_run_lengths, usable_segmentation
 
-__all__ = ["AnnotationFile", "AnnotationFileError", "load_partial_coco", "missing_image_files"]
+__all__ = [
+    "AnnotationFile",
+    "AnnotationFileError",
+    "image_file_name",
+    "load_partial_coco",
+    "missing_image_files",
+]
 
 # No coordinate or image side may be larger, in pixels. It keeps damaged files from asking for
 # masks of many gigabytes.
@@ -48,7 +54,8 @@ def load_partial_coco(json_file: str, image_root: str, dataset_name: Optional[st
     three points, or an RLE without foreground. They come out without the key "segmentation".
     Crowds come out as "iscrowd" 1, for the mapper to leave out, as in Detectron2. What is left out
     here (boxes without area or outside the image, annotations marked "ignore") is counted in a
-    table that is logged once per file. Keypoints are not read.
+    table that is logged once per file. Keypoints are not read. Images of LVIS files, which have no
+    "file_name", are looked up by the folder and name at the end of their "coco_url".
 
     Args:
         json_file (str): path of the annotation file.
@@ -106,6 +113,8 @@ class AnnotationFile:
             for index, entry in enumerate(self.content[key]):
                 if not isinstance(entry, dict):
                     raise self.error(f"entry {index} of '{key}' is not an object")
+        for image in self.content["images"]:
+            image.update(file_name=image_file_name(image))
 
     def error(self, reason: str, *, entry: str = "", value: str = "") -> AnnotationFileError:
         return AnnotationFileError(self.path, reason, entry=entry, value=value)
@@ -353,6 +362,14 @@ def _check_rle(rle: dict) -> None:
     num_pixels = rle["size"][0] * rle["size"][1]
     if runs.size and (runs.min() < 0 or runs.max() > num_pixels or runs.sum() != num_pixels):
         raise ValueError("the run lengths of its RLE do not add up to the size of its image")
+
+
+def image_file_name(image: dict):
+    """The file name of an image entry; files of LVIS have it in "coco_url" only, as its end."""
+    url = image.get("coco_url")
+    if image.get("file_name") is None and isinstance(url, str):
+        return "/".join(url.split("/")[-2:])
+    return image.get("file_name")
 
 
 def missing_image_files(images: Iterable[dict], image_root: str) -> List[dict]:

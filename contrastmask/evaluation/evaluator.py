@@ -90,6 +90,12 @@ class ContrastMaskEvaluator(COCOEvaluator):
         if self._do_evaluation:
             self._annotations = evaluation_annotations(self._coco_api)
             self._backend = resolve_backend(backend, self._coco_api.dataset["images"])
+            if any("neg_category_ids" in image for image in self._coco_api.dataset["images"]):
+                self._logger.warning(
+                    f"{self._metadata.json_file} is federated (LVIS): in each image only some "
+                    "classes are annotated, and the AP given here counts detections of all others "
+                    "as wrong. For LVIS AP see docs/CUSTOM_DATA.md"
+                )
 
     def evaluation_data(self):
         """What the last evaluation compared, for a report.
@@ -186,8 +192,15 @@ class ContrastMaskEvaluator(COCOEvaluator):
         """Ids of the categories in the annotation file, in the order of contiguous ids."""
         num_classes = len(self._metadata.thing_classes)
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
-        if mapping is None:
-            return list(range(num_classes))
+        if mapping is None:  # Detectron2's LVIS datasets, and datasets converted to COCO format
+            category_ids = sorted(self._coco_api.getCatIds())
+            if len(category_ids) != num_classes:
+                raise ValueError(
+                    f"Dataset '{self._metadata.name}' has {num_classes} classes, but "
+                    f"{self._metadata.json_file} has {len(category_ids)} categories, and there is "
+                    "no 'thing_dataset_id_to_contiguous_id' in the metadata of the dataset."
+                )
+            return category_ids
         dataset_id_of = {contiguous: dataset_id for dataset_id, contiguous in mapping.items()}
         return [dataset_id_of[i] for i in range(num_classes)]
 

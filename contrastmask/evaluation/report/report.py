@@ -8,6 +8,7 @@ import jinja2
 import numpy as np
 from detectron2.utils.file_io import PathManager
 
+from ...data.coco_format import image_file_name
 from ..group_metrics import METRICS
 from ..results import GROUPS, group_key
 from .charts import class_ap_chart, precision_recall_chart, training_chart
@@ -119,7 +120,7 @@ def _gallery(data, class_split, image_root):
         kinds[kind] = []
         for pair in chosen:
             class_id = class_ids[pair.annotation["category_id"]]
-            file_name = data.images[pair.image_id]["file_name"]
+            file_name = image_file_name(data.images[pair.image_id])
             truth, predicted = draw_pair(
                 pair, os.path.join(image_root, file_name), class_id, class_split
             )
