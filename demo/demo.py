@@ -67,6 +67,9 @@ def main(argv=None):
         logger.error(f"There are no images in {', '.join(args.input)}")
         return 1
     cfg = load_config(args.config_file, args.opts)
+    if args.explain and not cfg.MODEL.MASK_ON:
+        logger.error("--explain needs a model with masks (MODEL.MASK_ON True)")
+        return 1
     class_split = class_split_from_config(cfg, cfg.DATASETS.TRAIN[0])
     model = load_model(cfg, args.weights)
     os.makedirs(args.output, exist_ok=True)

@@ -12,11 +12,14 @@ def adding_enhanced_maps(model):
     """While this is open, detections of the model also have `enhanced_maps` (N, h, h).
 
     It is the first principal component of the enhanced features over the positions of each RoI,
-    with the sign that agrees with the CAM. Without a contrastive head nothing is added.
+    with the sign that agrees with the CAM. Without masks or a contrastive head nothing is added.
 
     Args:
         model (GeneralizedRCNN): with :class:`ContrastMaskROIHeads`.
     """
+    if not model.roi_heads.mask_on:
+        yield
+        return
     collected = []
 
     def collect(module, inputs):

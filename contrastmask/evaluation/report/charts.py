@@ -45,7 +45,11 @@ def class_ap_chart(aps, class_split, box_aps=None):
         positions = np.arange(len(bars))
         values = np.array([value for _, _, value in bars])
         colors = [ROLE_COLORS[role] for role, _, _ in bars]
-        ax.barh(positions, np.nan_to_num(values), color=colors, height=0.8 if is_named else 1.0)
+        if is_named:
+            ax.barh(positions, np.nan_to_num(values), color=colors)
+        else:  # one object instead of thousands
+            ax.hlines(positions, 0, np.nan_to_num(values), colors=colors, linewidth=0.5)
+            ax.set_xlim(left=0)
         handles = [Patch(color=ROLE_COLORS[r], label=f"{r} ({len(i)})") for r, i in roles if i]
         if box_aps is not None and is_named:
             dots = [box_aps.get(name, math.nan) for _, name, _ in bars]
