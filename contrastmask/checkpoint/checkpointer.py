@@ -7,7 +7,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
 from .fit import check_fit
-from .layouts import find_layout, unwrap_state_dict
+from .layouts import to_project_names, unwrap_state_dict
 from .reading import read_pickle_file, read_torch_file
 
 logger = logging.getLogger(__name__)
@@ -17,7 +17,12 @@ class _SafeReader(Checkpointer):
     """Stands behind Detectron2's checkpointer, which asks it to read .pth files."""
 
     def _load_file(self, f):
-        return read_torch_file(f)
+        loaded = read_torch_file(f)
+        if not isinstance(loaded, dict):
+            raise ValueError(
+                f"checkpoint {f} holds a {type(loaded).__name__}, not a dict of tensors"
+            )
+        return loaded
 
 
 class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
@@ -84,16 +89,13 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
         self._file = filename
         if filename.endswith(".pkl"):
             return self._load_pickle(filename)
+        if filename.endswith(".pyth"):
+            return self._load_pycls(filename)
         loaded = super()._load_file(filename)
-        model = loaded["model"]
-        is_wrapped = "state_dict" in model or next(iter(model), "").startswith("module.")
-        if is_wrapped or find_layout(model):
-            try:
-                model = unwrap_state_dict(model)
-                self._layout = find_layout(model)
-                loaded["model"] = self._layout.convert(model) if self._layout else model
-            except ValueError as error:
-                raise ValueError(f"checkpoint {filename}: {error}") from error
+        try:
+            loaded["model"], self._layout = to_project_names(unwrap_state_dict(loaded["model"]))
+        except ValueError as error:
+            raise ValueError(f"checkpoint {filename}: {error}") from error
         if self._layout:
             logger.info(f"{filename} has the layout {self._layout.name}: its tensors are renamed")
         return loaded
@@ -107,6 +109,14 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
         data = data.get("blobs", data)
         data = {k: v for k, v in data.items() if not k.endswith("_momentum")}
         return {"model": data, "__author__": "Caffe2", "matching_heuristics": True}
+
+    def _load_pycls(self, filename):
+        """Like Detectron2's branch for these files, without running code from them."""
+        model = read_torch_file(filename).get("model_state")
+        if model is None:
+            raise ValueError(f"checkpoint {filename}: a .pyth file needs an entry 'model_state'")
+        model = {k: v for k, v in model.items() if not k.endswith("num_batches_tracked")}
+        return {"model": model, "__author__": "pycls", "matching_heuristics": True}
 
     def _load_model(self, checkpoint):
         excluded = [k for k in checkpoint["model"] if self._is_excluded(k)]

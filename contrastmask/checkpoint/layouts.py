@@ -1,5 +1,6 @@
 """The layouts that are recognised, and finding which one a file has."""
 
+import numpy as np
 import torch
 
 from .efficientnet_lite import EFFICIENTNET_LITE
@@ -27,7 +28,7 @@ def unwrap_state_dict(loaded):
         loaded (dict): content of a file: a state dict, or one under "model" or "state_dict".
 
     Returns:
-        dict[str, Tensor]: without the prefix "module." of data parallel training.
+        dict[str, Tensor or ndarray]: the state dict.
 
     Raises:
         ValueError: if there are other things than tensors in it, or it is too old.
@@ -40,11 +41,25 @@ def unwrap_state_dict(loaded):
     elif isinstance(loaded.get("model"), dict):
         loaded = loaded["model"]
     for name, value in loaded.items():
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, (torch.Tensor, np.ndarray)):
             raise ValueError(f"its entry {name!r} is a {type(value).__name__}, not a tensor")
-    if loaded and all(name.startswith("module.") for name in loaded):
-        loaded = {name[len("module.") :]: value for name, value in loaded.items()}
     return loaded
+
+
+def to_project_names(state_dict):
+    """
+    Args:
+        state_dict (dict[str, Tensor]): perhaps with the prefix "module." of data parallel training.
+
+    Returns:
+        tuple[dict[str, Tensor], Layout]: the tensors under this project's names, and the layout
+        they had. For Detectron2's: the same object, and None.
+    """
+    stripped = state_dict
+    if next(iter(state_dict), "").startswith("module."):
+        stripped = {name.removeprefix("module."): v for name, v in state_dict.items()}
+    layout = find_layout(stripped)
+    return (layout.convert(stripped), layout) if layout else (state_dict, None)
 
 
 def read_weights(path, trusted=False):
@@ -67,8 +82,6 @@ def read_weights(path, trusted=False):
         return {k: torch.as_tensor(v) for k, v in arrays.items()}, None
     loaded = read_torch_file(path, trusted=trusted)
     try:
-        weights = unwrap_state_dict(loaded)
-        layout = find_layout(weights)
-        return (layout.convert(weights) if layout else weights), layout
+        return to_project_names(unwrap_state_dict(loaded))
     except ValueError as error:
         raise ValueError(f"checkpoint {path}: {error}") from error

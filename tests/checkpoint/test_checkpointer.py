@@ -96,6 +96,31 @@ def test_unknown_state_dict(build_narrow, load, tmp_path):
         load(build_narrow(), tmp_path / "a.pth")
 
 
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ([torch.ones(1)], "holds a list"),
+        ({"epoch": 3, "weights": {}}, "'epoch' is a int"),
+        ({"model": 3}, "holds a int"),
+    ],
+)
+def test_other_content(build_narrow, load, tmp_path, content, message):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=rf"a\.pth.*{message}"):
+        load(build_narrow(), tmp_path / "a.pth")
+
+
+def test_pycls_files(build_narrow, load, tmp_path):
+    model = build_narrow()
+    expected = model.backbone.bottom_up.res2[0].conv1.weight.detach() + 1
+    torch.save({"model_state": {"res2.0.conv1.weight": expected}}, tmp_path / "a.pyth")
+    load(model, tmp_path / "a.pyth")
+    assert torch.equal(model.backbone.bottom_up.res2[0].conv1.weight, expected)
+    torch.save({"model": {}}, tmp_path / "a.pyth")
+    with pytest.raises(ValueError, match="a.pyth.*model_state"):
+        load(model, tmp_path / "a.pyth")
+
+
 def test_training_resumes(build_narrow, narrow_cfg, tmp_path):
     cfg = narrow_cfg("SOLVER.MAX_ITER", 10, "SOLVER.STEPS", (5,), "SOLVER.WARMUP_ITERS", 2)
 
