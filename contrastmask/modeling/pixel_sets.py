@@ -43,10 +43,9 @@ def mask_edges(masks):
     Returns:
         Tensor: (R, H, W) bool.
     """
-    padded = F.pad(masks[:, None].float(), (1, 1, 1, 1), mode="replicate")[:, 0] > 0.5
-    horizontal = padded[:, 1:-1, 2:] != padded[:, 1:-1, :-2]
-    vertical = padded[:, 2:, 1:-1] != padded[:, :-2, 1:-1]
-    return horizontal | vertical
+    rows = torch.cat([masks[:, :1], masks, masks[:, -1:]], dim=1)
+    columns = torch.cat([masks[:, :, :1], masks, masks[:, :, -1:]], dim=2)
+    return (rows[:, 2:] != rows[:, :-2]) | (columns[:, :, 2:] != columns[:, :, :-2])
 
 
 def boundary_ring(edges, width):
@@ -60,7 +59,12 @@ def boundary_ring(edges, width):
     Returns:
         Tensor: (R, H, W) bool.
     """
-    near = F.max_pool2d(edges[:, None].float(), 2 * width + 1, stride=1, padding=width)[:, 0] > 0.5
+    near = edges
+    for _ in range(width):
+        rows = F.pad(near, (0, 0, 1, 1))
+        near = rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
+        columns = F.pad(near, (1, 1))
+        near = columns[:, :, :-2] | columns[:, :, 1:-1] | columns[:, :, 2:]
     return near & ~edges
 
 
@@ -119,34 +123,52 @@ def sample_keys(pixel_sets, fraction):
     Returns:
         KeySets: the sampled pixels; none in RoIs that are not kept.
     """
-    keys, kept = pixel_sets.keys, pixel_sets.kept
-    easy_positive, easy_negative = _sample_pair(
-        keys.easy_positive, keys.easy_negative, kept, fraction
-    )
-    hard_positive, hard_negative = _sample_pair(
-        keys.hard_positive, keys.hard_negative, kept, fraction
-    )
-    return KeySets(easy_positive, easy_negative, hard_positive, hard_negative)
+    keys = torch.stack(pixel_sets.keys)  # 4, R, H, W
+    members = keys.flatten(2).unflatten(0, (2, 2))  # easy and hard; positive and negative
+    # Positive and negative sets of a RoI have no pixel in common and can share an ordering.
+    ordering = torch.rand(2, 1, *members.shape[2:], device=members.device)
+    sizes = _count(members)
+    counts = (sizes.float() * fraction).ceil()
+    counts = torch.where(pixel_sets.kept[:, None], counts, 0.0)
+    return KeySets(*_first_of_each_row(ordering, members, sizes, counts).view_as(keys))
 
 
-def _sample_pair(first, second, kept, fraction):
-    """Sample from two disjoint sets of each RoI with one random ordering of its pixels."""
-    shape = first.shape
-    first, second = first.flatten(1), second.flatten(1)
-    # Random order within a set: members of `first` come first, those of `second` next.
-    order = torch.rand(first.shape, device=first.device)
-    order = order + torch.where(first, 0.0, torch.where(second, 1.0, 2.0))
-    rank = torch.empty_like(order, dtype=torch.int64)
-    positions = torch.arange(order.shape[1], device=order.device).expand_as(rank)
-    rank.scatter_(1, order.argsort(dim=1), positions)
+def _first_of_each_row(ordering, members, sizes, counts, num_steps=6):
+    """
+    The `counts` members with the smallest values in each row. A search for the threshold between
+    them and the rest: sorting rows takes several times longer.
 
-    size_first, size_second = first.sum(1, keepdim=True), second.sum(1, keepdim=True)
-    taken_first = torch.where(kept[:, None], (size_first.float() * fraction).ceil(), 0.0)
-    taken_second = torch.where(kept[:, None], (size_second.float() * fraction).ceil(), 0.0)
-    sampled_first = first & (rank < taken_first)
-    sampled_second = second & (rank - size_first < taken_second)
-    return sampled_first.view(shape), sampled_second.view(shape)
+    Args:
+        ordering (Tensor): (..., P) float, independent and uniform in [0, 1).
+        members (Tensor): (..., P) bool.
+        sizes (Tensor): (..., 1), number of members.
+        counts (Tensor): (..., 1) float, whole numbers, at most `sizes`.
+        num_steps (int): of the search. After 6, two values next to the threshold are still not
+            told apart in 3 % of rows of 784; the one further left is then taken.
+
+    Returns:
+        Tensor: (..., P) bool, exactly `counts` in each row.
+    """
+    low, high = torch.zeros_like(counts), torch.ones_like(counts)
+    below_low, below_high = torch.zeros_like(counts), sizes.float()
+    for _ in range(num_steps):
+        # Values are uniform, so the threshold is near this point between the bounds.
+        share = (counts - below_low + 0.5) / (below_high - below_low + 1)
+        middle = low + (high - low) * share
+        below = _count(members & (ordering < middle)).float()
+        too_many = below > counts
+        low, high = torch.where(too_many, low, middle), torch.where(too_many, middle, high)
+        below_low = torch.where(too_many, below_low, below)
+        below_high = torch.where(too_many, below, below_high)
+    first = members & (ordering < low)
+    left = members & ~first & (ordering < high)
+    return first | (left & (left.cumsum(dim=-1, dtype=torch.int32) <= counts - below_low))
 
 
 def _area(region):
-    return region.flatten(1).sum(dim=1)
+    return _count(region.flatten(1))[:, 0]
+
+
+def _count(pixels):
+    """Number of True values in each row, (..., P) -> (..., 1). int32: several times faster."""
+    return pixels.sum(dim=-1, keepdim=True, dtype=torch.int32)
