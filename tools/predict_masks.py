@@ -90,7 +90,9 @@ def main(argv=None):
     )
     if args.compare:
         try:
-            comparison = compare_masks(completion.masks, args.compare, split)
+            comparison = compare_masks(
+                completion.masks, args.compare, split, empty=completion.empty
+            )
         except ValueError as error:
             logger.error(str(error))
             return _EXIT_FAILED

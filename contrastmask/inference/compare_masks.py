@@ -43,12 +43,13 @@ class MaskComparison:
         return table
 
 
-def compare_masks(masks, full_json, class_split) -> MaskComparison:
+def compare_masks(masks, full_json, class_split, empty=()) -> MaskComparison:
     """
     Args:
         masks (dict): annotation id -> predicted mask, compressed RLE.
         full_json (str): file with the same annotation ids, and masks.
         class_split (ClassSplit): roles of the classes, which are matched by name.
+        empty (sequence): ids of the annotations without any predicted pixel; their IoU is 0.
 
     Returns:
         MaskComparison:
@@ -64,6 +65,7 @@ def compare_masks(masks, full_json, class_split) -> MaskComparison:
     roles.update((name, "novel") for name in class_split.novel_names)
 
     comparison = MaskComparison({group: [] for group in _GROUPS}, {group: [] for group in _GROUPS})
+    masks = {**masks, **dict.fromkeys(empty)}
     num_found = 0
     for image_id, image in images.items():
         size = [image["height"], image["width"]]
@@ -71,7 +73,7 @@ def compare_masks(masks, full_json, class_split) -> MaskComparison:
             if x["id"] not in masks or "segmentation" not in x:
                 continue
             predicted = masks[x["id"]]
-            if list(predicted["size"]) != size:
+            if predicted is not None and list(predicted["size"]) != size:
                 raise file.error(
                     "its image has not the size of the image of the predicted mask",
                     entry=f"annotation {x['id']!r} (image {image_id!r})",
@@ -79,7 +81,9 @@ def compare_masks(masks, full_json, class_split) -> MaskComparison:
             num_found += 1
             true = to_rle(x["segmentation"], *size)
             box = mask_util.frPyObjects(np.array([x["bbox"]], dtype=np.float64), *size)
-            iou, box_iou = mask_util.iou([predicted, *box], [true], [0])[:, 0].tolist()
+            box_iou, iou = float(mask_util.iou(box, [true], [0])[0, 0]), 0.0
+            if predicted is not None:
+                iou = float(mask_util.iou([predicted], [true], [0])[0, 0])
             for group in (roles.get(names[x["category_id"]], "unused"), "all"):
                 comparison.ious[group].append(iou)
                 comparison.filled_box_ious[group].append(box_iou)

@@ -49,6 +49,12 @@ def test_groups(full_json):
     assert "1 annotations have no mask" in table
 
 
+def test_empty_masks_count(full_json):
+    comparison = compare_masks({1: rle(2, 10)}, full_json, SPLIT, empty=[2])
+    assert comparison.ious["base"] == [1, 0]
+    assert comparison.filled_box_ious["base"] == [0.5, 0.5]
+
+
 def test_image_of_another_size(full_json):
     with pytest.raises(AnnotationFileError, match="annotation 3"):
         compare_masks({3: rle(2, 10, width=30)}, full_json, SPLIT)
