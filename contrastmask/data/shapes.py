@@ -2,8 +2,8 @@
 
 Everything is drawn from a random generator that is seeded per image, so an image depends on the
 seed, the split, its number and the image size only. As in photos, most objects of a class have its
-typical look (a hue and a texture), so the masks of novel classes are for looks that no mask was seen
-of. Few shapes fill their boxes: a detector that only fills boxes gets a low mask AP.
+typical look (a hue and a texture), so masks of novel classes are for looks whose masks were never
+seen. Few shapes fill their boxes: a detector that only fills boxes gets a low mask AP.
 """
 
 import json

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+
 import numpy as np
 
 # Both offer classes COCO and COCOeval with the same interface and the same numbers.

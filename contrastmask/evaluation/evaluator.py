@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator

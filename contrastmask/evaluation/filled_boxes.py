@@ -1,8 +1,9 @@
 """Filled boxes as masks: the reference that a mask head has to beat."""
 
+from collections import defaultdict
+
 import numpy as np
 import pycocotools.mask as mask_util
-from collections import defaultdict
 
 
 def fill_boxes(detections, images):

@@ -1,8 +1,9 @@
 """The annotations of a COCO dataset, made fit for evaluation."""
 
 import logging
-import pycocotools.mask as mask_util
 from collections import Counter
+
+import pycocotools.mask as mask_util
 
 from ..data.segmentation import has_usable_mask
 

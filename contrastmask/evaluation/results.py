@@ -3,6 +3,7 @@
 import json
 import math
 import os
+
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 

@@ -1,12 +1,13 @@
 """A small COCO dataset and detections on it, made up from a seed."""
 
 import json
+from types import SimpleNamespace
+
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
-from types import SimpleNamespace
 
 CLASS_NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
 CATEGORY_IDS = [2, 3, 5, 8, 13, 21, 34, 55]

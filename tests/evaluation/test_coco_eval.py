@@ -1,7 +1,9 @@
 import copy
+
 import made_up_coco
 import numpy as np
 import pytest
+
 from contrastmask.evaluation import coco_precision
 from contrastmask.evaluation.coco_eval import resolve_backend
 

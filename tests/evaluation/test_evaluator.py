@@ -4,13 +4,13 @@ import io
 import itertools
 import json
 import logging
+from types import SimpleNamespace
+
 import made_up_coco
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
-from contrastmask.evaluation import ContrastMaskEvaluator
-from contrastmask.evaluation.coco_eval import BACKENDS
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
@@ -19,7 +19,9 @@ from detectron2.utils.events import EventStorage
 from made_up_coco import CATEGORY_IDS, CLASS_NAMES, SPLIT
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from types import SimpleNamespace
+
+from contrastmask.evaluation import ContrastMaskEvaluator
+from contrastmask.evaluation.coco_eval import BACKENDS
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 GROUPS = {"": range(len(CLASS_NAMES)), "-base": SPLIT.base, "-novel": SPLIT.novel}

@@ -1,6 +1,8 @@
 import json
+
 import made_up_coco
 import pytest
+
 from contrastmask.evaluation import format_results_table, write_results_json
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
