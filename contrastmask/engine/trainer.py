@@ -11,6 +11,7 @@ from detectron2.data import (
 )
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from ..checkpoint import ContrastMaskCheckpointer
@@ -122,3 +123,20 @@ class Trainer(DefaultTrainer):
                     )
                     logger.info(f"Report: {path}")
         return results
+
+    @classmethod
+    def test_with_tta(cls, cfg, model):
+        """
+        Evaluate on all of ``DATASETS.TEST`` with test-time augmentation (``TEST.AUG``).
+
+        Args:
+            cfg (CfgNode):
+            model (nn.Module):
+
+        Returns:
+            dict: as from :meth:`DefaultTrainer.test`, with "_TTA" behind every key.
+        """
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = super().test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return {f"{key}_TTA": value for key, value in results.items()}

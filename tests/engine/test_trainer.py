@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import small_model
+import torch
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
+
+from contrastmask.engine import Trainer, load_config
+from contrastmask.solver import build_optimizer
+
+
+@pytest.fixture(scope="module")
+def opts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trainer")
+    small_model.write_data(folder, num_images=2)
+    return [*small_model.options(folder, "trainer_data"), "OUTPUT_DIR", str(folder)]
+
+
+def test_test_time_augmentation(opts):
+    aug = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)", "TEST.AUG.MAX_SIZE", "96"]
+    cfg = load_config(small_model.CONFIG_FILE, opts + aug)
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    loader = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
+    with torch.no_grad():
+        (output,) = GeneralizedRCNNWithTTA(cfg, model)(next(iter(loader)))
+    instances = output["instances"]
+    assert len(instances) > 0
+    assert instances.pred_masks.shape == (len(instances), 64, 64)
+    results = Trainer.test_with_tta(cfg, model)
+    assert not math.isnan(results["segm_TTA"]["AP"])
+    assert "segm-novel_TTA" in results
+
+
+def test_slower_backbone_with_adamw(opts):
+    cfg = load_config(small_model.CONFIG_FILE, opts)
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    names = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
+    assert set(rates) == set(names)
+    for key, name in names.items():
+        slow = name.startswith("backbone.bottom_up.")
+        assert rates[key] == pytest.approx(1e-4 if slow else 1e-3), name
+
+
+def test_frozen_stages_of_the_backbone(opts):
+    for freeze_at, first_trained in ((0, "_conv_stem"), (2, "_blocks.3."), (4, "_blocks.11.")):
+        cfg = load_config(small_model.CONFIG_FILE, [*opts, "MODEL.BACKBONE.FREEZE_AT", freeze_at])
+        net = build_model(cfg).backbone.bottom_up.net
+        trained = [name for name, p in net.named_parameters() if p.requires_grad]
+        assert trained[0].startswith(first_trained)
+
+
+@pytest.mark.parametrize(
+    "broken", [["SOLVER.OPTIMIZER", "ADAM"], ["SOLVER.OPTIMIZER", "SGD"]], ids=lambda x: x[1]
+)
+def test_optimizer_errors_name_the_key(opts, broken):
+    cfg = load_config(small_model.CONFIG_FILE, opts + broken)
+    with pytest.raises(ValueError, match="SOLVER.OPTIMIZER"):
+        build_optimizer(cfg, torch.nn.Linear(2, 2))
