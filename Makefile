@@ -54,6 +54,8 @@ quickstart: environment
 	"$(ENV_PYTHON)" train_net.py --config-file $(QUICKSTART_CONFIG)
 	"$(ENV_PYTHON)" tools/draw_predictions.py --config-file $(QUICKSTART_CONFIG) \
 	  --weights $(QUICKSTART_OUTPUT)/model_final.pth --output $(QUICKSTART_OUTPUT)/predictions.png
+	@"$(ENV_PYTHON)" tools/show_results.py $(QUICKSTART_OUTPUT)/results.json
+	@echo "Pictures: $(QUICKSTART_OUTPUT)/predictions.png  Report: $(QUICKSTART_OUTPUT)/report.html"
 
 lint: environment
 	"$(ENV_PYTHON)" -m ruff check .

@@ -107,6 +107,32 @@ def write_results_json(results, path, class_split=None):
         f.write("\n")
 
 
+def read_results_json(path):
+    """Read a file that `write_results_json` wrote.
+
+    Args:
+        path (str):
+
+    Returns:
+        dict[str, dict[str, float]]: what :func:`format_results_table` takes.
+    """
+    with PathManager.open(path) as f:
+        report = json.load(f)
+    results = {
+        group_key(task, group): {m: _value(v) for m, v in report[name][group].items()}
+        for task, name in _JSON_NAMES.items()
+        if name in report
+        for group in GROUPS
+    }
+    if "harmonic_mean" in report.get("mask", {}):
+        results["segm-harmonic"] = {"AP": _value(report["mask"]["harmonic_mean"])}
+    return results
+
+
+def _value(number):
+    return float("nan") if number is None else number
+
+
 def _cell(value):
     return "-" if value is None or math.isnan(value) else f"{value:.2f}"
 

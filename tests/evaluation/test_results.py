@@ -3,7 +3,11 @@ import json
 import made_up_coco
 import pytest
 
-from contrastmask.evaluation import format_results_table, write_results_json
+from contrastmask.evaluation import (
+    format_results_table,
+    read_results_json,
+    write_results_json,
+)
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 NAN = float("nan")
@@ -78,3 +82,9 @@ def test_json_of_boxes(results, tmp_path):
     path = tmp_path / "results.json"
     write_results_json({k: v for k, v in results.items() if k.startswith("bbox")}, str(path))
     assert list(json.loads(path.read_text())) == ["box"]
+
+
+def test_table_of_a_written_file(results, tmp_path):
+    path = str(tmp_path / "results.json")
+    write_results_json(results, path)
+    assert format_results_table(read_results_json(path)) == format_results_table(results)
