@@ -5,15 +5,14 @@ keeps its spatial feature map, from which class activation maps are read.
 
 from typing import NamedTuple
 
-import fvcore.nn.weight_init as weight_init
-import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from torch import Tensor, nn
 
 from .box_regression import build_box2box_transform
+from .conv_stack import build_conv_stack
 
 
 class BoxFeatures(NamedTuple):
@@ -45,10 +44,10 @@ class ContrastMaskBoxHead(nn.Module):
             norm (str): Detectron2 norm name or "".
         """
         super().__init__()
-        self.shared = _conv_stack(input_shape.channels, conv_dim, num_conv, norm)
+        self.shared = build_conv_stack(input_shape.channels, conv_dim, num_conv, norm)
         channels = conv_dim if num_conv else input_shape.channels
-        self.cls_branch = _conv_stack(channels, conv_dim, num_cls_conv, norm)
-        self.reg_branch = _conv_stack(channels, conv_dim, num_reg_conv, norm)
+        self.cls_branch = build_conv_stack(channels, conv_dim, num_cls_conv, norm)
+        self.reg_branch = build_conv_stack(channels, conv_dim, num_reg_conv, norm)
         cls_channels = conv_dim if num_cls_conv else channels
         reg_channels = conv_dim if num_reg_conv else channels
         if cls_channels != reg_channels:
@@ -112,20 +111,3 @@ class ContrastMaskBoxPredictor(FastRCNNOutputLayers):
             class-agnostic boxes.
         """
         return self.cls_score(x.class_vector), self.bbox_pred(x.box_vector)
-
-
-def _conv_stack(in_channels, channels, num_conv, norm):
-    convs = nn.Sequential()
-    for k in range(num_conv):
-        conv = Conv2d(
-            in_channels if k == 0 else channels,
-            channels,
-            kernel_size=3,
-            padding=1,
-            bias=not norm,
-            norm=get_norm(norm, channels),
-            activation=F.relu,
-        )
-        weight_init.c2_msra_fill(conv)
-        convs.add_module(f"conv{k + 1}", conv)
-    return convs

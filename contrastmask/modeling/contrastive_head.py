@@ -3,14 +3,14 @@ The contrastive head (Sec. 3.3): an encoder whose features enhance the mask head
 whose output the contrastive loss compares. The projector is for training only.
 """
 
-import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 from torch import nn
 
 from .contrastive_loss import LOSS_FORMS, query_sharing_loss
+from .conv_stack import build_conv_stack
 from .pixel_sets import build_pixel_sets, sample_keys
 from .precision import full_precision
 
@@ -45,18 +45,7 @@ class Projector(nn.Module):
             norm (str): their normalisation, a Detectron2 norm name or "".
         """
         super().__init__()
-        self.convs = nn.Sequential()
-        for k in range(num_conv):
-            conv = Conv2d(
-                in_channels if k == 0 else dim,
-                dim,
-                kernel_size=1,
-                bias=not norm,
-                norm=get_norm(norm, dim),
-                activation=F.relu,
-            )
-            weight_init.c2_msra_fill(conv)
-            self.convs.add_module(f"conv{k + 1}", conv)
+        self.convs = build_conv_stack(in_channels, dim, num_conv, norm, kernel_size=1)
         self.linear = nn.Linear(dim if num_conv else in_channels, dim)
 
     def forward(self, x):
@@ -121,21 +110,8 @@ class ContrastiveHead(nn.Module):
         self.sample_fraction = sample_fraction
         self.pixel_set_params = pixel_set_params
 
-        self.encoder = nn.Sequential()
-        channels = input_shape.channels
-        for k in range(num_conv):
-            conv = Conv2d(
-                channels,
-                conv_dim,
-                kernel_size=3,
-                padding=1,
-                bias=not norm,
-                norm=get_norm(norm, conv_dim),
-                activation=F.relu,
-            )
-            weight_init.c2_msra_fill(conv)
-            self.encoder.add_module(f"conv{k + 1}", conv)
-            channels = conv_dim
+        self.encoder = build_conv_stack(input_shape.channels, conv_dim, num_conv, norm)
+        channels = conv_dim if num_conv else input_shape.channels
         self.output_shape = ShapeSpec(
             channels=channels, height=input_shape.height, width=input_shape.width
         )

@@ -6,11 +6,12 @@ contrastive head, become one mask per RoI.
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from torch import nn
 
 from .cam import resize_map
+from .conv_stack import build_conv_stack
 from .precision import full_precision
 
 _UPSAMPLING = 2  # of the deconvolution
@@ -46,21 +47,10 @@ class ContrastMaskMaskHead(nn.Module):
             self.fuse = Conv2d(enhanced_dim, input_shape.channels, kernel_size=1)
             weight_init.c2_msra_fill(self.fuse)
 
-        self.convs = nn.Sequential()
-        channels = input_shape.channels
-        for k in range(num_conv):
-            conv = Conv2d(
-                channels,
-                conv_dim,
-                kernel_size=3,
-                padding=1,
-                bias=not norm,
-                norm=get_norm(norm, conv_dim),
-                activation=F.relu,
-            )
-            weight_init.c2_msra_fill(conv)
-            self.convs.add_module(f"mask_fcn{k + 1}", conv)
-            channels = conv_dim
+        self.convs = build_conv_stack(
+            input_shape.channels, conv_dim, num_conv, norm, name="mask_fcn"
+        )
+        channels = conv_dim if num_conv else input_shape.channels
         self.deconv = ConvTranspose2d(channels, conv_dim, _UPSAMPLING, stride=_UPSAMPLING)
         weight_init.c2_msra_fill(self.deconv)
         self.predictor = Conv2d(conv_dim, 1, kernel_size=1)
