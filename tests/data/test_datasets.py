@@ -24,7 +24,7 @@ from contrastmask.data.shapes import (
 @pytest.fixture(scope="module")
 def shapes_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("datasets") / "shapes"
-    write_shapes(str(root), ShapesParams(num_train=12, num_val=2, image_size=96))
+    write_shapes(str(root), ShapesParams(num_train=24, num_val=2, image_size=96))
     return root
 
 
@@ -112,8 +112,8 @@ def register_built_in(monkeypatch):
 def test_built_in_names_honour_the_environment(shapes_root, tmp_path, register_built_in):
     register_built_in(str(shapes_root.parent))
     for name, num_images, is_full in (
-        ("shapes_train", 12, False),
-        ("shapes_train_full", 12, True),
+        ("shapes_train", 24, False),
+        ("shapes_train_full", 24, True),
         ("shapes_val", 2, True),
     ):
         metadata = MetadataCatalog.get(name)
