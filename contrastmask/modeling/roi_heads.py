@@ -4,6 +4,7 @@ head -> CAM -> contrastive head -> mask head. In inference: the same on the fina
 without what only the losses need.
 """
 
+from functools import lru_cache
 from typing import Optional
 
 import torch
@@ -272,17 +273,21 @@ class ContrastMaskROIHeads(StandardROIHeads):
             cam = class_activation_map(class_map[rois.index], self._class_weights(rois.classes))
             cam = resize_map(cam, self._mask_input_size)
 
+        @lru_cache(maxsize=None)  # both losses mostly want the same size
+        def crop_targets(size):
+            return _crop_targets(rois, targets, size)
+
         losses, sampled, mask_logits = {}, None, None
         if has_loss and len(rois):
             losses["loss_contrastive"], sampled = self._contrastive_loss(
-                encoded, cam, rois, targets
+                encoded, cam, rois.has_mask, crop_targets
             )
             encoded = encoded[rois.supervised]
         elif has_loss:
             losses["loss_contrastive"] = _zero_loss(contrastive)
         if len(rois.supervised):
             losses["loss_mask"], mask_logits = self._mask_loss(
-                features, encoded, cam, rois, targets
+                features, encoded, cam, rois, crop_targets
             )
         else:
             losses["loss_mask"] = _zero_loss(self.mask_head)
@@ -298,13 +303,13 @@ class ContrastMaskROIHeads(StandardROIHeads):
             )
         return losses
 
-    def _contrastive_loss(self, encoded, cam, rois, targets):
+    def _contrastive_loss(self, encoded, cam, has_mask, crop_targets):
         """
         Args:
             encoded (Tensor): (R, D, H, W), encoder output of all positive RoIs, R > 0.
             cam (Tensor): (R, 1, h, w), their CAMs.
-            rois (PositiveRoIs):
-            targets (list[Instances]):
+            has_mask (Tensor): (R,) bool, True for base RoIs.
+            crop_targets (callable): size -> their mask targets, (R, size, size) bool.
 
         Returns:
             tuple[Tensor, KeySets]: the weighted loss, and the sampled keys.
@@ -315,8 +320,8 @@ class ContrastMaskROIHeads(StandardROIHeads):
         storage.put_scalar("contrastive/ramp", ramp, smoothing_hint=False)
         terms, pixel_sets, sampled = self.contrastive_head.contrast(
             encoded,
-            _crop_targets(rois, targets, size),
-            rois.has_mask,
+            crop_targets(size),
+            has_mask,
             min_max_normalize(resize_map(cam.detach(), size))[:, 0],
         )
         scalars = {"contrastive/num_kept": pixel_sets.kept.sum()}
@@ -325,14 +330,14 @@ class ContrastMaskROIHeads(StandardROIHeads):
         put_scalars(scalars)
         return sum(terms) * (self.contrastive_head.loss_weight * ramp), sampled
 
-    def _mask_loss(self, features, encoded, cam, rois, targets):
+    def _mask_loss(self, features, encoded, cam, rois, crop_targets):
         """
         Args:
             features (dict[str, Tensor]):
             encoded (Tensor): (S, D, H, W), encoder output of the supervised RoIs, S > 0, or None.
             cam (Tensor): (R, 1, h, w), CAMs of all positive RoIs.
             rois (PositiveRoIs):
-            targets (list[Instances]):
+            crop_targets (callable): size -> mask targets of all R, (R, size, size) bool.
 
         Returns:
             tuple[Tensor, Tensor]: the loss, and the logits (S, 1, H, W).
@@ -342,7 +347,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             min_max_normalize(cam[rois.supervised]) if self.cam_on else None,
             enhance_by_self_similarity(encoded) if encoded is not None else None,
         )
-        masks = _crop_targets(rois, targets, logits.shape[-1])[rois.supervised]
+        masks = crop_targets(logits.shape[-1])[rois.supervised]
         rates = mask_error_rates(logits, masks)
         put_scalars({f"mask_head/{k}": v for k, v in rates.items()})
         return mask_loss(logits, masks), logits
