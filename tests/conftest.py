@@ -100,6 +100,30 @@ def heads_cfg():
 
 
 @pytest.fixture
+def narrow_cfg():
+    """Function: overrides -> CfgNode of a narrow ContrastMask detector like the published ones."""
+
+    def make(*opts):
+        cfg = get_cfg()
+        add_contrastmask_config(cfg)
+        cfg.merge_from_file("configs/COCO/Base-Published.yaml")
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 4
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
+        cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
+        cfg.MODEL.FPN.OUT_CHANNELS = 8
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+        cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 6
+        cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 6
+        cfg.MODEL.ROI_CONTRASTIVE_HEAD.CONV_DIM = 6
+        cfg.MODEL.ROI_CONTRASTIVE_HEAD.PROJECTOR_DIM = 6
+        cfg.merge_from_list(list(opts))
+        return cfg
+
+    return make
+
+
+@pytest.fixture
 def run_heads(make_batch):
     """
     Function: (heads, batch or None, iteration) -> losses of one training step of RoI heads, with

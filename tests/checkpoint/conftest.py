@@ -4,10 +4,8 @@ import re
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from contrastmask import add_contrastmask_config
 from contrastmask.checkpoint import ContrastMaskCheckpointer
 
 # Ours -> theirs; the reverse of what the package does, written on its own.
@@ -46,30 +44,6 @@ def _official_name(name):
         name = re.sub(pattern, new, name)
     name = re.sub(r"<<(\d)>>", lambda m: str(int(m[1]) - 2), name)
     return re.sub(r"<(\d)>", lambda m: str(int(m[1]) - 1), name)
-
-
-@pytest.fixture
-def narrow_cfg():
-    """Function: overrides -> CfgNode of a narrow ContrastMask detector like the published ones."""
-
-    def make(*opts):
-        cfg = get_cfg()
-        add_contrastmask_config(cfg)
-        cfg.merge_from_file("configs/COCO/Base-Published.yaml")
-        cfg.MODEL.DEVICE = "cpu"
-        cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 4
-        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
-        cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
-        cfg.MODEL.FPN.OUT_CHANNELS = 8
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
-        cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 6
-        cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 6
-        cfg.MODEL.ROI_CONTRASTIVE_HEAD.CONV_DIM = 6
-        cfg.MODEL.ROI_CONTRASTIVE_HEAD.PROJECTOR_DIM = 6
-        cfg.merge_from_list(list(opts))
-        return cfg
-
-    return make
 
 
 @pytest.fixture

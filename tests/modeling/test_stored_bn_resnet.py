@@ -1,25 +1,15 @@
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_backbone
 from detectron2.solver import build_optimizer
 
-from contrastmask import add_contrastmask_config
 from contrastmask.modeling.backbone import StoredStatisticsBatchNorm2d
 
 
 @pytest.fixture
-def cfg():
-    cfg = get_cfg()
-    add_contrastmask_config(cfg)
-    cfg.merge_from_file("configs/COCO/Base-Published.yaml")
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 4
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
-    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
-    cfg.MODEL.FPN.OUT_CHANNELS = 8
-    return cfg
+def cfg(narrow_cfg):
+    return narrow_cfg()
 
 
 def norms_of(module, cls):
