@@ -5,10 +5,11 @@ keeps its spatial feature map, from which class activation maps are read.
 
 from typing import NamedTuple
 
+import torch
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from torch import Tensor, nn
 
 from .box_regression import build_box2box_transform
@@ -111,3 +112,21 @@ class ContrastMaskBoxPredictor(FastRCNNOutputLayers):
             class-agnostic boxes.
         """
         return self.cls_score(x.class_vector), self.bbox_pred(x.box_vector)
+
+    def inference(self, predictions, proposals):
+        """
+        See :meth:`FastRCNNOutputLayers.inference`. The returned indices count all proposals of an
+        image; Detectron2's own leave out those with an infinite or NaN prediction.
+        """
+        boxes = self.predict_boxes(predictions, proposals)
+        scores = self.predict_probs(predictions, proposals)
+        instances, kept = fast_rcnn_inference(
+            boxes,
+            scores,
+            [x.image_size for x in proposals],
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )
+        finite = [torch.isfinite(cat([b, s], dim=1)).all(dim=1) for b, s in zip(boxes, scores)]
+        return instances, [f.nonzero()[:, 0][k] for f, k in zip(finite, kept)]

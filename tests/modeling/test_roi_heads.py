@@ -276,6 +276,39 @@ def test_cams_of_detections_come_from_their_proposals(heads_cfg, build_heads, ma
         assert len(distance.argmin(dim=1).unique()) == len(every)
 
 
+def test_non_finite_predictions_leave_other_detections_alone(
+    heads_cfg, build_heads, make_batch, monkeypatch
+):
+    """A proposal with a NaN or infinite score or box is dropped; each CAM stays with its own."""
+    heads_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    heads_cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0
+    heads_cfg.TEST.DETECTIONS_PER_IMAGE = -1
+    heads = build_heads(heads_cfg)
+    features, proposals, _ = make_batch(num_images=2)
+    broken = {(0, 0): "scores", (0, 5): "deltas", (1, 3): "scores"}
+    first_of_image = [0, len(proposals[0])]
+    forward = heads.box_predictor.forward
+
+    def forward_with_broken_rows(x):
+        scores, deltas = forward(x)
+        for (image, row), what in broken.items():
+            value = torch.inf if what == "deltas" else torch.nan
+            (scores if what == "scores" else deltas)[first_of_image[image] + row, 1] = value
+        return scores, deltas
+
+    undisturbed = detect(heads, features, proposals)
+    monkeypatch.setattr(heads.box_predictor, "forward", forward_with_broken_rows)
+    for image, (expected, found) in enumerate(zip(undisturbed, detect(heads, features, proposals))):
+        num_broken = sum(1 for i, _ in broken if i == image)
+        assert len(found) == len(expected) - 5 * num_broken  # one detection for each class
+        # The same detection, found by its box, has the same CAM.
+        difference = found.pred_boxes.tensor[:, None] - expected.pred_boxes.tensor
+        distance, match = difference.abs().amax(dim=2).min(dim=1)
+        assert distance.max() < 1e-3 and len(match.unique()) == len(found)
+        torch.testing.assert_close(found.pred_cams, expected.pred_cams[match])
+        torch.testing.assert_close(found.pred_masks, expected.pred_masks[match])
+
+
 def test_chunks_change_nothing(heads_cfg, build_heads, make_batch):
     features, proposals, _ = make_batch()
     results = []
