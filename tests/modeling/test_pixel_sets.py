@@ -46,6 +46,14 @@ def test_sample_sizes_and_membership(fraction):
         assert torch.equal(chosen.flatten(1).sum(1).float(), expected)
 
 
+def test_sample_sizes_of_maps_with_more_pixels_than_int16_counts():
+    pixels = torch.zeros(1, 190, 190, dtype=torch.bool)
+    pixels[:, :186] = True
+    sampled = sample_keys(one_set(pixels), 1.0)
+    assert torch.equal(sampled.easy_positive, pixels)
+    assert torch.equal(sampled.easy_negative, ~pixels)
+
+
 def test_sampling_is_uniform_without_replacement():
     num_pixels, num_draws = 20, 4000
     pixels = torch.zeros(num_draws, 5, 8, dtype=torch.bool)
