@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-
 _LOWEST = torch.iinfo(torch.int16).min
 
 
