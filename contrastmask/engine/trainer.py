@@ -9,7 +9,7 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -19,6 +19,7 @@ from ..data import ContrastMaskDatasetMapper, class_split_from_config
 from ..evaluation import ContrastMaskEvaluator, format_results_table, write_results_json
 from ..evaluation.report import write_report
 from ..solver import build_optimizer
+from .loss_checking import LossCheckingAMPTrainer, LossCheckingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Trainer(DefaultTrainer):
             broadcast_buffers=False,
             device_ids=[comm.get_local_rank()] if on_gpu else None,
         )
-        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        step = LossCheckingAMPTrainer if cfg.SOLVER.AMP.ENABLED else LossCheckingTrainer
         self._trainer = step(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = ContrastMaskCheckpointer(
