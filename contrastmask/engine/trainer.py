@@ -4,22 +4,19 @@ import logging
 import os
 import weakref
 
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from ..checkpoint import ContrastMaskCheckpointer
-from ..data import ContrastMaskDatasetMapper, class_split_from_config
+from ..data import ContrastMaskDatasetMapper, build_training_loader, class_split_from_config
 from ..evaluation import ContrastMaskEvaluator, format_results_table, write_results_json
 from ..evaluation.report import write_report
 from ..solver import build_optimizer
 from .loss_checking import LossCheckingAMPTrainer, LossCheckingTrainer
+from .seed_steps import SeedSteps
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +55,13 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    def build_hooks(self):
+        """Detectron2's hooks, and exact repetition of steps."""
+        return [SeedSteps(self.cfg.SEED), *super().build_hooks()]
+
     @classmethod
     def build_train_loader(cls, cfg):
-        mapper = ContrastMaskDatasetMapper(cfg, is_train=True)
-        return build_detection_train_loader(cfg, mapper=mapper)
+        return build_training_loader(cfg, ContrastMaskDatasetMapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
