@@ -22,12 +22,12 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from detectron2.data.detection_utils import read_image  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from contrastmask.data import class_split_from_config  # noqa: E402
+from contrastmask.data.images import ImageFileError, read_image  # noqa: E402
 from contrastmask.engine import load_config  # noqa: E402
 from contrastmask.inference import load_model, predict  # noqa: E402
 from contrastmask.inference.enhanced_maps import adding_enhanced_maps  # noqa: E402
@@ -79,8 +79,8 @@ def main(argv=None):
             try:
                 image = read_image(path, format="RGB")
                 instances = predict(cfg, model, {"file_name": path})
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                logger.error(f"Cannot read {path}: {error}")
+            except ImageFileError as error:
+                logger.error(str(error))
                 num_failed += 1
                 continue
             instances = instances[instances.scores >= args.score_threshold]

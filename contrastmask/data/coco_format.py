@@ -2,11 +2,12 @@
 
 import json
 import logging
+import math
 import os
 from array import array
 from collections import defaultdict
 from itertools import chain
-from typing import Dict, Iterable, List, Optional
+from typing import Dict, FrozenSet, Iterable, List, Optional
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -14,7 +15,8 @@ from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
 from tabulate import tabulate
 
-from .segmentation import has_usable_mask, rle_run_lengths, usable_segmentation
+from .polygons import check_polygons
+from .segmentation import rle_run_lengths, usable_segmentation
 
 __all__ = [
     "AnnotationFile",
@@ -27,6 +29,10 @@ __all__ = [
 # No coordinate or image side may be larger, in pixels. It keeps damaged files from asking for
 # masks of many gigabytes.
 _MAX_COORDINATE = 100_000
+# Run lengths of masks are numbers of 32 bits.
+_MAX_IMAGE_PIXELS = 2**32 - 1
+# Boxes with a shorter side, in pixels, are left out; scaling and rounding would make them empty.
+_MIN_BOX_SIDE = 0.01
 _NUM_EXAMPLES = 5
 # Polygons are checked in batches of this many annotations to bound the memory this takes.
 _CHECK_BATCH = 20_000
@@ -50,11 +56,13 @@ class AnnotationFileError(ValueError):
 def load_partial_coco(json_file: str, image_root: str, dataset_name: Optional[str] = None):
     """Load a COCO-format file where annotations may have a mask or only a box.
 
-    Only a box have: annotations without ``segmentation``, with null, ``[]``, polygons of fewer than
-    three points, or an RLE without foreground. They come out without the key "segmentation".
-    Crowds come out as "iscrowd" 1, for the mapper to leave out, as in Detectron2. What is left out
-    here (boxes without area or outside the image, annotations marked "ignore") is counted in a
-    table that is logged once per file. Keypoints are not read. Images of LVIS files, which have no
+    Only a box have: annotations without ``segmentation``, with null, ``[]``, polygons that are
+    unusable (fewer than three points, an odd number of values, no pixel of the image), or an RLE
+    without foreground. They come out without the key "segmentation". Where some polygons of an
+    instance are unusable, it keeps the others. Crowds come out as "iscrowd" 1, for the mapper to
+    leave out, as in Detectron2. What is left out here (boxes without area or outside the image,
+    annotations marked "ignore", unusable polygons) is counted in a table that is logged once per
+    file. Keypoints are not read. Images of LVIS files, which have no
     "file_name", are looked up by the folder and name at the end of their "coco_url".
 
     Args:
@@ -151,6 +159,7 @@ class AnnotationFile:
             raise self.error("a category has no whole number as 'id'", value=_short(category))
         if not isinstance(category.get("name"), str) or not category["name"]:
             raise self.error("it has no 'name'", entry=f"category {category['id']}")
+        self._check_text(category["name"], f"the 'name' of category {category['id']}")
 
     def check_image(self, image: dict) -> None:
         if not _is_id(image.get("id")):
@@ -158,6 +167,7 @@ class AnnotationFile:
         entry = f"image {image['id']!r}"
         if not isinstance(image.get("file_name"), str) or not image["file_name"]:
             raise self.error("it has no 'file_name'", entry=entry)
+        self._check_text(image["file_name"], f"the 'file_name' of {entry}")
         for key in ("height", "width"):
             if type(image.get(key)) is not int or not 0 < image[key] <= _MAX_COORDINATE:
                 raise self.error(
@@ -165,6 +175,16 @@ class AnnotationFile:
                     entry=entry,
                     value=_short(image.get(key)),
                 )
+
+        if image["height"] * image["width"] > _MAX_IMAGE_PIXELS:
+            raise self.error(f"it has more than {_MAX_IMAGE_PIXELS} pixels", entry=entry)
+
+    def _check_text(self, text: str, what: str) -> None:
+        """Refuse half a UTF-16 pair, which JSON can hold and no file can be written with."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise self.error(f"{what} is not Unicode text", value=_short(text)) from None
 
     def _sorted_categories(self) -> List[dict]:
         categories = self.content["categories"]
@@ -218,10 +238,10 @@ class AnnotationFile:
             annotations = self.content["annotations"]
         self._check_keys(annotations, images, id_map)
         usable_box = self._usable_boxes(annotations, images)
-        self._check_polygons(annotations)
+        unusable = self._unusable_polygons(annotations, images)
         instances = {image_id: [] for image_id in images}
         counts = defaultdict(list)
-        for annotation, usable in zip(annotations, usable_box):
+        for index, (annotation, usable) in enumerate(zip(annotations, usable_box)):
             annotation_id = annotation["id"]
             if annotation.get("ignore"):
                 counts["marked 'ignore', left out"].append(annotation_id)
@@ -240,10 +260,16 @@ class AnnotationFile:
             if instance["iscrowd"]:
                 counts["crowd"].append(annotation_id)
                 continue
-            segmentation = self._segmentation(annotation, images[annotation["image_id"]])
+            segmentation = self._segmentation(
+                annotation, images[annotation["image_id"]], unusable.get(index, frozenset())
+            )
             if segmentation is not None:
                 instance["segmentation"] = segmentation
-                counts["mask"].append(annotation_id)
+                some_left_out = len(segmentation) < len(annotation["segmentation"])
+                kind = (
+                    "mask, some of its polygons unusable and left out" if some_left_out else "mask"
+                )
+                counts[kind].append(annotation_id)
             elif annotation.get("segmentation"):
                 counts["box only: no usable mask in its segmentation"].append(annotation_id)
             else:
@@ -266,6 +292,14 @@ class AnnotationFile:
                     "'categories' has no category with its category_id",
                     _short(category_id),
                 )
+            for key in ("iscrowd", "ignore"):
+                if annotation.get(key) not in (None, 0, 1):  # False is 0
+                    raise self._annotation_error(
+                        annotation, f"'{key}' must be 0 or 1", _short(annotation[key])
+                    )
+            area = annotation.get("area")
+            if area is not None and not _is_finite(area):
+                raise self._annotation_error(annotation, "'area' must be a number", _short(area))
         self._check_unique([annotation["id"] for annotation in annotations], "annotations")
 
     def _usable_boxes(self, annotations, images) -> np.ndarray:
@@ -286,13 +320,21 @@ class AnnotationFile:
         )
         low = np.maximum(boxes[:, :2], 0)
         high = np.minimum(boxes[:, :2] + boxes[:, 2:], sizes)
-        return (high > low).all(axis=1)
+        return (high - low >= _MIN_BOX_SIDE).all(axis=1)
 
-    def _check_polygons(self, annotations) -> None:
-        """Check the numbers of all polygons, some thousand annotations at a time."""
-        with_polygons = [a for a in annotations if isinstance(a.get("segmentation"), list)]
+    def _unusable_polygons(self, annotations, images) -> Dict[int, FrozenSet[int]]:
+        """Check the numbers of all polygons, some thousand annotations at a time.
+
+        Returns:
+            dict: index of an annotation -> indices of those of its polygons that are no mask.
+        """
+        with_polygons = [
+            i for i, a in enumerate(annotations) if isinstance(a.get("segmentation"), list)
+        ]
+        unusable = defaultdict(set)
         for start in range(0, len(with_polygons), _CHECK_BATCH):
-            batch = with_polygons[start : start + _CHECK_BATCH]
+            indices = with_polygons[start : start + _CHECK_BATCH]
+            batch = [annotations[i] for i in indices]
             for annotation in batch:
                 for polygon in annotation["segmentation"]:
                     if not isinstance(polygon, list):
@@ -300,7 +342,21 @@ class AnnotationFile:
                             annotation, "its polygons must be lists [x, y, x, y, ...] of numbers"
                         )
             values = [list(chain.from_iterable(a["segmentation"])) for a in batch]
-            self._numbers(values, batch, "a polygon")
+            numbers = self._numbers(values, batch, "a polygon")
+            polygons = [
+                (i, k) for i, a in zip(indices, batch) for k in range(len(a["segmentation"]))
+            ]
+            lengths = np.array([len(annotations[i]["segmentation"][k]) for i, k in polygons], int)
+            owners = [images[annotations[i]["image_id"]] for i, _ in polygons]
+            sizes = np.array([(image["height"], image["width"]) for image in owners]).reshape(-1, 2)
+            usable, too_long = check_polygons(numbers, lengths, sizes)
+            if too_long.any():
+                annotation = annotations[polygons[too_long.argmax()][0]]
+                raise self._annotation_error(annotation, "the outline of a polygon is too long")
+            for p in np.flatnonzero(~usable):
+                i, k = polygons[p]
+                unusable[i].add(k)
+        return {i: frozenset(which) for i, which in unusable.items()}
 
     def _numbers(self, values: List[list], annotations: List[dict], what: str) -> np.ndarray:
         """All values in one array; an error names the annotation with one that is no number."""
@@ -323,13 +379,13 @@ class AnnotationFile:
                         )
         return numbers
 
-    def _segmentation(self, annotation: dict, image: dict):
+    def _segmentation(self, annotation: dict, image: dict, unusable: FrozenSet[int]):
         """The mask of an annotation in the form Detectron2 takes, or None."""
         segmentation = annotation.get("segmentation")
         if not segmentation:
             return None
         if isinstance(segmentation, list):
-            return [p for p in segmentation if has_usable_mask([p])] or None
+            return [p for k, p in enumerate(segmentation) if k not in unusable] or None
         if isinstance(segmentation, dict):
             size = [image["height"], image["width"]]
             if "size" in segmentation and segmentation["size"] != size:
@@ -338,12 +394,23 @@ class AnnotationFile:
                     "the size (height, width) of its RLE is not that of its image",
                     f"{_short(segmentation['size'])}, the image's is {size}",
                 )
+            # Equal numbers may still be floats.
+            segmentation = (
+                {**segmentation, "size": size} if "size" in segmentation else segmentation
+            )
         try:
             if isinstance(segmentation, dict):
                 _check_rle(segmentation)
             return usable_segmentation(segmentation)
         except ValueError as error:
             raise self._annotation_error(annotation, str(error)) from None
+
+
+def _is_finite(value) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def _is_id(value) -> bool:

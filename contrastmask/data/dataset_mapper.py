@@ -11,6 +11,7 @@ from detectron2.structures import BitMasks, PolygonMasks
 
 from .augmentation import with_resize_backend
 from .class_split import supervising_classes
+from .images import check_pixel_type, naming_image
 from .segmentation import usable_segmentation
 
 __all__ = ["ContrastMaskDatasetMapper"]
@@ -64,7 +65,12 @@ class ContrastMaskDatasetMapper(DatasetMapper):
         return ret
 
     def __call__(self, dataset_dict):
-        """As in Detectron2's mapper. Masks that are not used are removed before all else."""
+        """As in Detectron2's mapper. Masks that are not used are removed before all else.
+
+        Raises:
+            ImageFileError: if the image file cannot be read, or not as it is described.
+            ValueError: if the mask of an annotation cannot be used.
+        """
         dataset_dict = dict(dataset_dict)
         annotations = dataset_dict.pop("annotations", None)
         if annotations is not None and self.is_train:
@@ -73,7 +79,10 @@ class ContrastMaskDatasetMapper(DatasetMapper):
                 for annotation in annotations
                 if not annotation.get("iscrowd", 0)
             ]
-        return super().__call__(dataset_dict)
+        path = dataset_dict["file_name"]
+        with naming_image(path, dataset_dict.get("image_id")):
+            check_pixel_type(path)
+            return super().__call__(dataset_dict)
 
     def _keep_usable_mask(self, annotation: dict, dataset_dict: dict) -> dict:
         """A copy of one annotation, without its segmentation if that is not to be used."""

@@ -11,6 +11,7 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from .coco_format import AnnotationFile, AnnotationFileError, missing_image_files
+from .images import check_pixel_type
 from .segmentation import to_rle
 
 __all__ = ["ClassStatistics", "Inspection", "Problem", "inspect_annotation_file"]
@@ -196,8 +197,10 @@ def _check_images(images, image_root, problems) -> set:
         del readable[image["id"]]
     for image in tqdm(list(readable.values()), desc="Images", unit="", disable=None):
         try:
-            width, height = _displayed_size(os.path.join(image_root, image["file_name"]))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            path = os.path.join(image_root, image["file_name"])
+            check_pixel_type(path)
+            width, height = _displayed_size(path)
+        except Exception as error:  # Pillow raises many kinds for damaged files
             problems.error("image file that cannot be read", f"{image['file_name']} ({error})")
             del readable[image["id"]]
             continue
@@ -240,6 +243,8 @@ def _inspect_annotations(file, images, id_map, records, statistics, problems) ->
             problems.warn(_why_without_area(annotation["bbox"]) + ", left out", where)
         elif kind == "box only: no usable mask in its segmentation":
             problems.warn("segmentation without a usable mask, box only", where)
+        elif kind.startswith("mask, some"):
+            problems.warn("mask with unusable polygons, which are left out", where)
         if not instances[image_id]:
             continue
         (instance,) = instances[image_id]

@@ -5,10 +5,9 @@ from typing import List, Optional, Union
 import numpy as np
 import pycocotools.mask as mask_util
 
-__all__ = ["usable_segmentation", "has_usable_mask", "rle_run_lengths", "to_rle"]
+from .polygons import is_usable_polygon
 
-# A polygon needs three points.
-_MIN_POLYGON_NUMBERS = 6
+__all__ = ["usable_segmentation", "has_usable_mask", "rle_run_lengths", "to_rle"]
 
 
 def rle_run_lengths(rle: dict) -> np.ndarray:
@@ -25,7 +24,10 @@ def rle_run_lengths(rle: dict) -> np.ndarray:
     """
     counts = rle["counts"]
     if isinstance(counts, list):
-        runs = np.asarray(counts)
+        try:
+            runs = np.asarray(counts)
+        except ValueError:  # lists of several lengths inside
+            runs = np.zeros((0, 0))
         if runs.ndim != 1 or (runs.size and runs.dtype.kind not in "iu"):
             raise ValueError("the run lengths of its RLE are not whole numbers")
         return runs.astype(np.int64)
@@ -79,7 +81,7 @@ def usable_segmentation(
             polygons = [
                 np.array(polygon, dtype=np.float64)
                 for polygon in segmentation
-                if len(polygon) >= _MIN_POLYGON_NUMBERS and len(polygon) % 2 == 0
+                if is_usable_polygon(polygon)
             ]
         except (TypeError, ValueError):
             raise ValueError(
@@ -102,10 +104,7 @@ def has_usable_mask(segmentation) -> bool:
     if not segmentation:
         return False
     if isinstance(segmentation, list):
-        return any(
-            len(polygon) >= _MIN_POLYGON_NUMBERS and len(polygon) % 2 == 0
-            for polygon in segmentation
-        )
+        return any(is_usable_polygon(polygon) for polygon in segmentation)
     return usable_segmentation(segmentation) is not None
 
 

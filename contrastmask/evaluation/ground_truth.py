@@ -25,13 +25,13 @@ def evaluation_annotations(coco_api):
     """
     annotations, num_without_area = [], 0
     for index, original in enumerate(coco_api.dataset["annotations"]):
-        annotation = {**original, "id": index + 1, "iscrowd": original.get("iscrowd", 0)}
+        annotation = {**original, "id": index + 1, "iscrowd": original.get("iscrowd") or 0}
         segmentation = annotation.pop("segmentation", None)
         if has_usable_mask(segmentation):
             if isinstance(segmentation, list):
                 segmentation = [x for x in segmentation if has_usable_mask([x])]
             annotation["segmentation"] = segmentation
-        if "area" not in annotation:
+        if annotation.get("area") is None:
             num_without_area += 1
             annotation["area"] = _area(coco_api, annotation)
         annotations.append(annotation)

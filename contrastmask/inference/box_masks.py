@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import ContrastMaskDatasetMapper
+from ..data.images import read_image
 
 __all__ = ["BoxMask", "predict_box_masks"]
 
@@ -81,10 +82,10 @@ class _BoxDataset(Dataset):
     def __getitem__(self, index):
         record = self._records[index]
         try:
-            image = utils.read_image(record["file_name"], format=self._format)
+            image = read_image(record["file_name"], format=self._format)
             utils.check_image_size(record, image)
-        except Exception as error:  # Pillow raises many kinds for damaged files
-            return {"index": index, "problem": str(error) or type(error).__name__}
+        except ValueError as error:
+            return {"index": index, "problem": str(error)}
         height, width = image.shape[:2]
         boxes = np.array(
             [

@@ -3,9 +3,9 @@
 import logging
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 
+from ..data.images import ImageFileError, read_image
 from .figure import arrange_panels, save_png
 from .overlays import annotated_mask, class_color, crop_around, overlay
 from .prediction_sheet import spread
@@ -60,8 +60,8 @@ def _draw(record, annotation, color):
     """(S, S, 3) uint8 RGB crop around an instance, or None if the image cannot be read."""
     try:
         image = read_image(record["file_name"], format="RGB")
-    except Exception as error:  # Pillow raises many kinds for damaged files
-        logger.warning(f"Cannot read {record['file_name']}: {error}")
+    except ImageFileError as error:
+        logger.warning(str(error))
         return None
     box = np.array(BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS))
     mask = annotated_mask(annotation, image.shape[:2])

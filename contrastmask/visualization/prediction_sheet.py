@@ -1,8 +1,8 @@
 """A sheet of images with ground truth, predicted masks, and class activation maps (CAMs)."""
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
 
+from ..data.images import read_image
 from .figure import arrange_panels, save_png
 from .overlays import draw_cams, draw_detections, draw_ground_truth
 

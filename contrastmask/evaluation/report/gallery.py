@@ -8,9 +8,9 @@ from typing import Dict, List
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data.detection_utils import read_image
 from PIL import Image
 
+from ...data.images import read_image
 from ...data.segmentation import to_rle
 from ...visualization.overlays import class_color, crop_around, overlay
 
