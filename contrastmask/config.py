@@ -22,6 +22,48 @@ def add_contrastmask_config(cfg):
     _add_test_config(cfg)
 
 
+_INF = float("inf")
+# Smallest and largest value of numbers that would train nonsense instead of failing. Other values
+# are checked where they are used.
+_RANGES = {
+    "MODEL.ROI_BOX_HEAD.NUM_CLS_CONV": (0, _INF),
+    "MODEL.ROI_BOX_HEAD.NUM_REG_CONV": (0, _INF),
+    "MODEL.ROI_MASK_HEAD.LOGIT_INIT_STD": (0, _INF),
+    "MODEL.ROI_CONTRASTIVE_HEAD.POOLER_RESOLUTION": (1, _INF),
+    "MODEL.ROI_CONTRASTIVE_HEAD.NUM_CONV": (0, _INF),
+    "MODEL.ROI_CONTRASTIVE_HEAD.CONV_DIM": (1, _INF),
+    "MODEL.ROI_CONTRASTIVE_HEAD.NUM_PROJECTOR_CONV": (0, _INF),
+    "MODEL.ROI_CONTRASTIVE_HEAD.PROJECTOR_DIM": (1, _INF),
+    "MODEL.ROI_CONTRASTIVE_HEAD.DELTA": (0, 0.5),
+    "MODEL.ROI_CONTRASTIVE_HEAD.FALLBACK_DELTA": (0, 0.5),
+    "MODEL.ROI_CONTRASTIVE_HEAD.MIN_QUERY_SIZE": (1, _INF),
+    "MODEL.ROI_CONTRASTIVE_HEAD.RING_WIDTH": (1, _INF),
+    "MODEL.ROI_CONTRASTIVE_HEAD.MIN_SET_SIZE": (1, _INF),
+    "MODEL.ROI_CONTRASTIVE_HEAD.TEMPERATURE_EASY": (0.001, _INF),
+    "MODEL.ROI_CONTRASTIVE_HEAD.TEMPERATURE_HARD": (0.001, _INF),
+    "MODEL.ROI_CONTRASTIVE_HEAD.LOSS_WEIGHT": (0, _INF),
+    "SOLVER.BACKBONE_MULTIPLIER": (0, _INF),
+}
+
+
+def check_contrastmask_config(cfg):
+    """
+    Args:
+        cfg (CfgNode): with the keys of ContrastMask.
+
+    Raises:
+        ValueError: if a number is out of its range; it names the key.
+    """
+    for key, (low, high) in _RANGES.items():
+        value = cfg
+        for part in key.split("."):
+            value = value[part]
+        # A comparison with NaN is False.
+        if value is None or not low <= value <= high or value == _INF:
+            allowed = f"at least {low}" if high == _INF else f"{low} to {high}"
+            raise ValueError(f"{key} is {value}, it has to be {allowed}")
+
+
 def _add_dataset_config(cfg):
     # Classes whose masks train the mask head ("base"). Class names of the training dataset, or one
     # entry naming a known split ("voc", "nonvoc", "shapes_base"), or one entry with the path of a
@@ -52,6 +94,9 @@ def _add_model_config(cfg):
     # an error unless the part is named here: ["roi_heads.box_predictor"] to fine-tune on other
     # classes. A resumed training ignores this key.
     cfg.MODEL.WEIGHTS_EXCLUDE = []
+    # Parts of the model that do not learn, as prefixes of parameter names: ["backbone",
+    # "proposal_generator"] to train the RoI heads only, on top of a detector.
+    cfg.MODEL.FROZEN_PARTS = []
     # Limit decoded log-size deltas from below as well, to -log(1000 / 16), in the RoI heads and in
     # the ContrastMaskRPN (published models). Detectron2 limits them from above only.
     cfg.MODEL.CLAMP_BOX_DELTAS_BELOW = False

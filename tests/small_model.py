@@ -27,9 +27,12 @@ def write_data(folder, num_images=6):
     write_shapes(str(folder), ShapesParams(num_images, 1, SIDE, 0))
 
 
-def options(folder, name):
-    """KEY VALUE pairs: small sizes, and dataset `name`, which is the data in `folder`."""
-    files = [str(folder / "annotations" / "train.json"), str(folder / "train")]
+def options(folder, name, annotations="train"):
+    """
+    KEY VALUE pairs: small sizes, and dataset `name`, which is the data in `folder` with boxes for
+    novel classes, or with masks for all classes if `annotations` is "train_full".
+    """
+    files = [str(folder / "annotations" / f"{annotations}.json"), str(folder / "train")]
     pairs = {
         "DATASETS.COCO_FORMAT": str([[name, *files]]),
         "DATASETS.TRAIN": f"('{name}',)",

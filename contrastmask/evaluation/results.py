@@ -76,6 +76,24 @@ def write_results_json(results, path, class_split=None):
         path (str): file to write; its folder is created.
         class_split (ClassSplit or None): names the base and novel classes in the file.
     """
+    report = results_for_json(results, class_split)
+    if os.path.dirname(path):
+        PathManager.mkdirs(os.path.dirname(path))
+    with PathManager.open(path, "w") as f:
+        json.dump(report, f, indent=2, allow_nan=False)
+        f.write("\n")
+
+
+def results_for_json(results, class_split=None):
+    """The content of the file of :func:`write_results_json`.
+
+    Args:
+        results (dict[str, dict[str, float]]): what `ContrastMaskEvaluator.evaluate` returns.
+        class_split (ClassSplit or None): names the base and novel classes.
+
+    Returns:
+        dict[str, dict]: None where a number cannot be measured.
+    """
     report = {
         name: {
             group: {m: _number(results[group_key(task, group)][m]) for m in METRICS}
@@ -99,12 +117,7 @@ def write_results_json(results, path, class_split=None):
             "base": [names[i] for i in class_split.base],
             "novel": [names[i] for i in class_split.novel],
         }
-
-    if os.path.dirname(path):
-        PathManager.mkdirs(os.path.dirname(path))
-    with PathManager.open(path, "w") as f:
-        json.dump(report, f, indent=2, allow_nan=False)
-        f.write("\n")
+    return report
 
 
 def read_results_json(path):
