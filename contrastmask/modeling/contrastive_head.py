@@ -4,7 +4,6 @@ whose output the contrastive loss compares. The projector is for training only.
 """
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from torch import nn
@@ -13,24 +12,6 @@ from .contrastive_loss import LOSS_FORMS, query_sharing_loss
 from .conv_stack import build_conv_stack
 from .pixel_sets import build_pixel_sets, sample_keys
 from .precision import full_precision
-
-
-def enhance_by_self_similarity(features):
-    """
-    Replace each pixel's feature by the average of all features of its RoI, weighted by the softmax
-    of their cosine similarities (no temperature, no residual; Sec. 3.3 and authors' code).
-
-    Args:
-        features (Tensor): (R, C, H, W).
-
-    Returns:
-        Tensor: (R, C, H, W) float32.
-    """
-    with full_precision(features):
-        values = features.float().flatten(2).transpose(1, 2)[:, None]  # R, 1, HW, C
-        directions = F.normalize(values, dim=3)
-        enhanced = F.scaled_dot_product_attention(directions, directions, values, scale=1.0)
-        return enhanced[:, 0].transpose(1, 2).reshape(features.shape)
 
 
 class Projector(nn.Module):
@@ -178,16 +159,16 @@ class ContrastiveHead(nn.Module):
         pixel_sets = build_pixel_sets(masks, has_mask, cam.detach(), **self.pixel_set_params)
         sampled = sample_keys(pixel_sets, self.sample_fraction)
 
-        hidden = self.projector.convs(encoded).permute(0, 2, 3, 1)  # R, H, W, D
-        membership = torch.stack(sampled, dim=-1)  # R, H, W, 4
-        chosen = membership.any(dim=-1)
+        hidden = self.projector.convs(encoded).flatten(2)  # R, D, HW
+        membership = torch.stack(sampled, dim=-1).flatten(1, 2)  # R, HW, 4
+        rois, pixels = membership.any(dim=-1).nonzero(as_tuple=True)
         # The last layer is linear, so it runs on means and on sampled pixels only.
-        keys = self.projector.linear(hidden[chosen])
+        keys = self.projector.linear(hidden.transpose(1, 2)[rois, pixels])
         queries = self.projector.linear(self._mean_query_features(hidden, pixel_sets))
         terms = query_sharing_loss(
             queries,
             keys,
-            membership[chosen],
+            membership[rois, pixels],
             temperature_easy=self.temperature_easy,
             temperature_hard=self.temperature_hard,
             form=self.loss_form,
@@ -200,7 +181,7 @@ class ContrastiveHead(nn.Module):
         Mean over the kept RoIs of the mean feature of each query region.
 
         Args:
-            hidden (Tensor): (R, H, W, D).
+            hidden (Tensor): (R, D, HW).
             pixel_sets (PixelSets):
 
         Returns:
@@ -212,4 +193,4 @@ class ContrastiveHead(nn.Module):
             kept = pixel_sets.kept.float()
             weights = regions / regions.sum(dim=2, keepdim=True).clamp(min=1)
             weights = weights * (kept / kept.sum().clamp(min=1))[:, None]
-            return weights.flatten(1) @ hidden.float().flatten(0, 2)
+            return torch.bmm(weights.transpose(0, 1), hidden.float().transpose(1, 2)).sum(dim=0)

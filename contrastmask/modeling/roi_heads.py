@@ -20,13 +20,14 @@ from torch import nn
 
 from .box_head import ContrastMaskBoxPredictor
 from .cam import class_activation_map, min_max_normalize, resize_map
-from .contrastive_head import ContrastiveHead, enhance_by_self_similarity
+from .contrastive_head import ContrastiveHead
 from .event_scalars import put_scalars
 from .loss_ramp import LossRamp
 from .mask_head import mask_error_rates, mask_loss
 from .mask_targets import crop_mask_targets
 from .matcher import ReassigningMatcher
 from .positive_rois import select_positive_rois
+from .self_similarity import enhance_by_self_similarity
 from .training_images import put_training_images
 
 
@@ -240,7 +241,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             enhanced = None
             if self.contrastive_head is not None:
                 encoded = self.contrastive_head(self._contrastive_features(features, chunk))
-                enhanced = enhance_by_self_similarity(encoded)
+                enhanced = enhance_by_self_similarity(encoded, size)
             cam = min_max_normalize(resize_map(cams[start:end], size)) if self.cam_on else None
             logits.append(self.mask_head(self._mask_features(features, chunk), cam, enhanced))
         return cat(logits)
@@ -342,10 +343,13 @@ class ContrastMaskROIHeads(StandardROIHeads):
         Returns:
             tuple[Tensor, Tensor]: the loss, and the logits (S, 1, H, W).
         """
+        enhanced = None
+        if encoded is not None:
+            enhanced = enhance_by_self_similarity(encoded, self._mask_input_size)
         logits = self.mask_head(
             self._mask_features(features, rois.supervised_boxes),
             min_max_normalize(cam[rois.supervised]) if self.cam_on else None,
-            enhance_by_self_similarity(encoded) if encoded is not None else None,
+            enhanced,
         )
         masks = crop_targets(logits.shape[-1])[rois.supervised]
         rates = mask_error_rates(logits, masks)

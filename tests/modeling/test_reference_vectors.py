@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 from contrastmask import add_contrastmask_config
 from contrastmask.modeling.box_head import ContrastMaskBoxHead, ContrastMaskBoxPredictor
 from contrastmask.modeling.cam import class_activation_map, min_max_normalize, resize_map
-from contrastmask.modeling.contrastive_head import ContrastiveHead, enhance_by_self_similarity
+from contrastmask.modeling.contrastive_head import ContrastiveHead
 from contrastmask.modeling.contrastive_loss import query_sharing_loss
 from contrastmask.modeling.mask_head import ContrastMaskMaskHead
 from contrastmask.modeling.pixel_sets import (
@@ -19,6 +19,7 @@ from contrastmask.modeling.pixel_sets import (
     mask_edges,
     sample_keys,
 )
+from contrastmask.modeling.self_similarity import enhance_by_self_similarity
 
 KEY_SETS = ("easy_positive", "easy_negative", "hard_positive", "hard_negative")
 

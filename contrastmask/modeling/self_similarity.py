@@ -1,0 +1,78 @@
+"""
+Enhancement of RoI features by self-similarity (Sec. 3.3): each pixel becomes an average of all
+pixels of its RoI, weighted by the softmax of their cosine similarities.
+
+Fused attention (``F.scaled_dot_product_attention``) would compute the same. It cannot use that
+queries and keys are the same, nor that only the resized result is wanted, which together save
+almost half of the multiplications.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from .cam import resize_map
+from .precision import full_precision
+
+# Elements of the similarity matrices that exist at once: 32 MB in float32, or 13 RoIs of 28 x 28.
+_MAX_ELEMENTS = 2**23
+
+
+def enhance_by_self_similarity(features, size=None):
+    """
+    Replace each pixel's feature by the average of all features of its RoI, weighted by the softmax
+    of their cosine similarities (no temperature, no residual; Sec. 3.3 and authors' code), and
+    resize the result. Similarities exist for a few RoIs at a time; the backward pass computes them
+    again.
+
+    Args:
+        features (Tensor): (R, C, H, W).
+        size (int): side of the result, in cells; None to keep the resolution.
+
+    Returns:
+        Tensor: (R, C, size, size) float32, or float64 for float64 features. It equals
+        ``resize_map(enhance_by_self_similarity(features), size)``.
+    """
+    with full_precision(features):
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        chunks = features.split(max(_MAX_ELEMENTS // features.shape[2:].numel() ** 2, 1))
+        if len(chunks) == 1:
+            return _enhance(features, size)
+        if not (torch.is_grad_enabled() and features.requires_grad):
+            return torch.cat([_enhance(x, size) for x in chunks])
+        return torch.cat(
+            [
+                checkpoint(_enhance, x, size, use_reentrant=False, preserve_rng_state=False)
+                for x in chunks
+            ]
+        )
+
+
+def _enhance(features, size):
+    channels, height, width = features.shape[1:]
+    values = features.flatten(2)
+    weights = _Gram.apply(F.normalize(values, dim=1)).softmax(dim=2)  # R, HW, HW
+    if size is not None and size < min(height, width):
+        # Averages of features, resized, are averages with resized weights: a smaller product.
+        weights = weights.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        weights = resize_map(weights, size).permute(0, 2, 3, 1).flatten(1, 2)
+        height, width = size, size
+    enhanced = torch.bmm(values, weights.transpose(1, 2))
+    enhanced = enhanced.view(-1, channels, height, width)
+    return enhanced if size is None else resize_map(enhanced, size)
+
+
+class _Gram(torch.autograd.Function):
+    """X'X for each X (C, P) of a batch: one product in the backward pass instead of two."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.bmm(x.transpose(1, 2), x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return torch.bmm(x, grad + grad.transpose(1, 2))
