@@ -1,0 +1,188 @@
+"""What the processes of test_distributed.py do; here because they have to import it."""
+
+import faulthandler
+import json
+import zlib
+
+import small_model
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from contrastmask.engine import Trainer, load_config
+
+SIDE = small_model.SIDE
+NUM_CLASSES = 14
+TIMEOUT = 500  # seconds until a process that hangs prints its stack and ends
+
+# For each config: scenario -> the batches of process 0, 1, ..., again and again.
+SCENARIOS = {
+    "default": {
+        "all supervise": ["full"],
+        "some have no base mask": ["full", "no base mask"],
+        "some have no ground truth": ["no ground truth", "full"],
+        "some keep no RoI": ["full", "no kept RoI"],
+        "some have fewer images": ["one image", "full"],
+        "all different": ["no ground truth", "no base mask", "half empty", "no kept RoI"],
+        "nobody has ground truth": ["no ground truth"],
+    },
+    "proposals only": {
+        "some have no positive RoI": ["tiny", "full"],
+        "nobody has a positive RoI": ["tiny"],
+    },
+    "no contrastive loss": {
+        "some have no base mask": ["full", "no base mask"],
+        "nobody has ground truth": ["no ground truth"],
+    },
+}
+_OVERRIDES = {
+    "default": [],
+    "proposals only": [
+        *("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", "False"),
+        *("MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY", "False"),
+    ],
+    "no contrastive loss": ["MODEL.ROI_CONTRASTIVE_HEAD.LOSS_WEIGHT", "0.0"],
+}
+# Batches whose loss is exactly zero, by the name of the loss.
+ZERO = {
+    "loss_mask": ["no ground truth", "no base mask", "tiny"],
+    "loss_contrastive": ["no ground truth", "no kept RoI", "tiny"],
+}
+
+
+def kind_of(kinds, rank):
+    return kinds[rank % len(kinds)]
+
+
+def config(name, opts):
+    return load_config(small_model.CONFIG_FILE, [*opts, *_OVERRIDES[name]])
+
+
+def make_batch(kind, rank):
+    """list[dict]: made-up images of one process, other ones on each process."""
+    rng = torch.Generator().manual_seed(zlib.crc32(f"{kind} {rank}".encode()))
+    batch = []
+    for k in range(1 if kind == "one image" else 2):
+        empty = kind == "no ground truth" or (kind == "half empty" and k == 0)
+        num = 0 if empty else 2 + (rank + k) % 3
+        low = torch.rand(num, 2, generator=rng) * 30
+        side = 3.0 if kind == "tiny" else 15 + 18 * torch.rand(num, 2, generator=rng)
+        target = Instances((SIDE, SIDE))
+        target.gt_boxes = Boxes(torch.cat([low, low + side], dim=1))
+        target.gt_classes = torch.randint(NUM_CLASSES, (num,), generator=rng)
+        target.gt_has_mask = torch.full((num,), kind == "no kept RoI")
+        if kind not in ("no base mask", "no kept RoI"):
+            target.gt_has_mask = torch.arange(num) % 2 == 0
+        masks = _fill_below_diagonal(target.gt_boxes.tensor)
+        target.gt_masks = BitMasks(masks | (kind == "no kept RoI"))  # full: no boundary, no keys
+        image = torch.randint(256, (3, SIDE, SIDE), generator=rng, dtype=torch.uint8)
+        batch.append({"image": image, "height": SIDE, "width": SIDE, "instances": target})
+    return batch
+
+
+def losses_and_gradients(model, scenario, kind, rank):
+    """
+    Returns:
+        tuple[dict, dict]: the losses of process `rank`, as floats, and the gradients that `model`
+        has after the backward pass; in a distributed model these are means over processes.
+    """
+    model.train().zero_grad(set_to_none=True)
+    torch.manual_seed(zlib.crc32(f"{scenario} {rank}".encode()))  # sampling of RoIs and pixels
+    with EventStorage(0):
+        losses = model(make_batch(kind, rank))
+    sum(losses.values()).backward()
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    gradients = {n: p.grad for n, p in inner.named_parameters() if p.requires_grad}
+    return (
+        {name: loss.item() for name, loss in losses.items()},
+        {name: None if g is None else g.cpu().clone() for name, g in gradients.items()},
+    )
+
+
+class DistortedTruth(nn.Module):
+    """
+    Detections that are the ground-truth boxes, filled, shifted and in part left out: AP is neither
+    0 nor 100.
+    """
+
+    def __init__(self, dataset_name):
+        super().__init__()
+        dataset = DatasetCatalog.get(dataset_name)
+        self.annotations = {x["image_id"]: x["annotations"] for x in dataset}
+
+    def forward(self, batch):
+        outputs = []
+        for x in batch:
+            kept = [a for k, a in enumerate(self.annotations[x["image_id"]]) if k % 4 != 3]
+            boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in kept]
+            boxes = torch.tensor(boxes).view(-1, 4) + x["image_id"] % 3
+            found = Instances((x["height"], x["width"]))
+            found.pred_boxes = Boxes(boxes)
+            found.pred_classes = torch.tensor([a["category_id"] for a in kept])
+            rng = torch.Generator().manual_seed(x["image_id"])
+            found.scores = torch.rand(len(kept), generator=rng)
+            found.pred_masks = _fill(boxes)
+            outputs.append({"instances": found})
+        return outputs
+
+
+def _grid():
+    y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    return x, y
+
+
+def _fill(boxes):
+    x, y = _grid()
+    x0, y0, x1, y1 = (v[:, None, None] for v in boxes.unbind(1))
+    return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+
+
+def _fill_below_diagonal(boxes):
+    x, y = _grid()
+    x0, y0, x1, y1 = (v[:, None, None] for v in boxes.unbind(1))
+    return _fill(boxes) & ((x - x0) / (x1 - x0) <= (y - y0) / (y1 - y0))
+
+
+def evaluate(opts, output):
+    """Writes results.json to the folder `output`."""
+    cfg = config("default", [*opts, "OUTPUT_DIR", str(output)])
+    Trainer.test(cfg, DistortedTruth(cfg.DATASETS.TEST[0]))
+
+
+def run_process(opts, folder):
+    """
+    In one of several processes: all scenarios, evaluation, and a training in which the loss of
+    process 1 becomes NaN, which ends the processes. Results go to files in `folder`.
+    """
+    faulthandler.dump_traceback_later(TIMEOUT, exit=True)
+    torch.backends.cudnn.allow_tf32 = False
+    rank = comm.get_rank()
+    results = {}
+    for name, scenarios in SCENARIOS.items():
+        model = Trainer(config(name, opts))._trainer.model
+        assert isinstance(model, DistributedDataParallel) and not model.find_unused_parameters
+        if rank == 0:
+            torch.save(model.module.state_dict(), folder / f"{name}.pth")
+        for scenario, kinds in scenarios.items():
+            kind = kind_of(kinds, rank)
+            results[name, scenario] = losses_and_gradients(model, scenario, kind, rank)
+    torch.save(results, folder / f"results{rank}.pth")
+    evaluate(opts, folder / "evaluation")
+    _train_until_nan([*opts, "OUTPUT_DIR", str(folder / "training")], folder)
+
+
+def _train_until_nan(opts, folder):
+    trainer = Trainer(config("default", opts))
+
+    def break_loss(module, inputs, losses):
+        if comm.get_rank() == 1 and trainer.iter == 1:
+            names = [x["file_name"] for x in inputs[0]]
+            (folder / "images.json").write_text(json.dumps(names))
+            losses["loss_contrastive"] = losses["loss_contrastive"] + float("nan")
+
+    trainer._trainer.model.register_forward_hook(break_loss)
+    trainer.train()

@@ -1,0 +1,111 @@
+"""
+Several processes, as `Trainer` sets them up: no hang, and the gradient is the mean over processes
+of what each gives alone; evaluation gives the numbers of one process.
+"""
+
+import json
+import socket
+
+import distributed_scenarios as scenarios
+import pytest
+import small_model
+import torch
+from torch.multiprocessing import ProcessRaisedException
+
+from contrastmask.engine import Trainer, launch
+
+NUM_IMAGES = 3  # of the evaluation: more than 2 processes can share equally, fewer than 4
+
+
+def _setup(world_size, backend):
+    """A run with `world_size` processes and a backend of torch.distributed."""
+    marks = [pytest.mark.slow] if world_size > 2 else []
+    if backend == "nccl":
+        reason = f"needs {world_size} GPUs"
+        marks.append(pytest.mark.skipif(torch.cuda.device_count() < world_size, reason=reason))
+    return pytest.param((world_size, backend), marks=marks, id=f"{world_size} {backend}")
+
+
+SETUPS = [_setup(n, backend) for backend in ("gloo", "nccl") for n in (2, 4)]
+
+
+@pytest.fixture(scope="module")
+def opts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    small_model.write_data(folder, NUM_IMAGES)
+    return [
+        *small_model.options(folder, "distributed_data"),
+        *("INPUT.MIN_SIZE_TRAIN", "(64,)", "SOLVER.MAX_ITER", "3", "TEST.REPORT", "False"),
+        *("OUTPUT_DIR", str(folder)),
+    ]
+
+
+@pytest.fixture(scope="module", params=SETUPS)
+def finished(request, opts, tmp_path_factory):
+    """(number of processes, backend, folder with their results, error that ended them)"""
+    world_size, backend = request.param
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "training").mkdir()
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{s.getsockname()[1]}"
+    opts = [*opts, "SOLVER.IMS_PER_BATCH", str(world_size)]
+    with pytest.MonkeyPatch.context() as patch:
+        if backend == "gloo":  # also where there are GPUs
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+        else:
+            opts += ["MODEL.DEVICE", "cuda"]
+        with pytest.raises(ProcessRaisedException) as error:
+            launch(scenarios.run_process, world_size, dist_url=address, args=(opts, folder))
+    assert (folder / "images.json").exists(), error.value  # else they did not get to the end
+    return world_size, backend, folder, str(error.value)
+
+
+@pytest.mark.parametrize("name", scenarios.SCENARIOS)
+def test_gradients_are_means_over_processes(finished, opts, name):
+    world_size, backend, folder, _ = finished
+    results = [torch.load(folder / f"results{rank}.pth") for rank in range(world_size)]
+    tolerance = 1e-5 if backend == "gloo" else 1e-3  # operations on a GPU add in any order
+    device = ["MODEL.DEVICE", "cuda" if backend == "nccl" else "cpu"]
+    model = Trainer.build_model(scenarios.config(name, [*opts, *device]))
+    model.load_state_dict(torch.load(folder / f"{name}.pth", map_location="cpu"))
+    for scenario, kinds in scenarios.SCENARIOS[name].items():
+        total = {}
+        for rank in range(world_size):
+            kind = scenarios.kind_of(kinds, rank)
+            losses, gradients = scenarios.losses_and_gradients(model, scenario, kind, rank)
+            found, _ = results[rank][name, scenario]
+            assert all(torch.isfinite(torch.tensor(x)) for x in found.values())
+            assert found == pytest.approx(losses, rel=tolerance), (scenario, rank)
+            for loss, zero in scenarios.ZERO.items():
+                assert loss not in found or (found[loss] == 0) == (kind in zero), (scenario, rank)
+            for key, gradient in gradients.items():
+                total[key] = total.get(key, 0) + gradient
+        for rank in range(world_size):
+            _, found = results[rank][name, scenario]
+            assert found.keys() == total.keys()
+            for key in total:
+                mean = total[key] / world_size
+                largest = mean.abs().max()
+                assert largest > 0 or "full" not in kinds, (scenario, key)
+                difference = (found[key] - mean).abs().max()
+                assert difference <= tolerance * largest, (scenario, rank, key)
+
+
+def test_evaluation_equals_that_of_one_process(finished, opts, tmp_path):
+    _, _, folder, _ = finished
+    scenarios.evaluate(opts, tmp_path)
+    expected = json.loads((tmp_path / "results.json").read_text())
+    assert 1 < expected["mask"]["all"]["AP"] < 99
+    assert json.loads((folder / "evaluation" / "results.json").read_text()) == expected
+
+
+def test_nan_on_one_process(finished):
+    """All processes end; the error is that of the process with the NaN, with its images."""
+    world_size, _, folder, message = finished
+    assert "loss_contrastive is nan" in message
+    assert f"Iteration 1, process 1 of {world_size}" in message
+    (name,) = json.loads((folder / "images.json").read_text())
+    assert name in message
+    assert not list((folder / "training").glob("*.pth"))
