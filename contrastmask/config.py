@@ -107,6 +107,9 @@ def _add_model_config(cfg):
     # 0.5). MODEL.RPN's key needs MODEL.PROPOSAL_GENERATOR.NAME ContrastMaskRPN.
     cfg.MODEL.RPN.LOW_QUALITY_MIN_IOU = -1.0
     cfg.MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU = -1.0
+    # Sample all ground-truth boxes among the positive RoIs, as far as these suffice, instead of
+    # some by chance: the mask loss on ground-truth boxes only then has more RoIs at no cost.
+    cfg.MODEL.ROI_HEADS.INCLUDE_GT_BOXES = False
 
 
 def _add_box_head_config(cfg):

@@ -22,6 +22,7 @@ from .box_head import ContrastMaskBoxPredictor
 from .cam import class_activation_map, min_max_normalize, resize_map
 from .contrastive_head import ContrastiveHead
 from .event_scalars import put_scalars
+from .gt_box_sampling import include_gt_boxes
 from .loss_ramp import LossRamp
 from .mask_head import mask_error_rates, mask_loss
 from .mask_targets import crop_mask_targets
@@ -50,6 +51,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         test_rois_per_chunk: int = 128,
         vis_period: int = 0,
         proposal_append_gt: bool = True,
+        include_gt_boxes: bool = False,
         **kwargs,
     ):
         """
@@ -62,6 +64,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             test_rois_per_chunk (int): RoIs the mask branch runs on at once in inference.
             vis_period (int): store images every so many iterations; 0 for never.
             proposal_append_gt (bool): add ground-truth boxes to the proposals.
+            include_gt_boxes (bool): sample all of these, not some of them by chance.
 
         Other arguments are those of :class:`StandardROIHeads`.
         """
@@ -80,7 +83,12 @@ class ContrastMaskROIHeads(StandardROIHeads):
             raise ValueError(
                 "MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY needs MODEL.ROI_HEADS.PROPOSAL_APPEND_GT True"
             )
+        if include_gt_boxes and not proposal_append_gt:
+            raise ValueError(
+                "MODEL.ROI_HEADS.INCLUDE_GT_BOXES needs MODEL.ROI_HEADS.PROPOSAL_APPEND_GT True"
+            )
         self.append_gt = proposal_append_gt
+        self.include_gt_boxes = include_gt_boxes
         self.contrastive_pooler = contrastive_pooler
         self.contrastive_head = contrastive_head
         self.loss_ramp = loss_ramp
@@ -97,6 +105,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         ret["gt_boxes_only"] = cfg.MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY
         ret["test_rois_per_chunk"] = cfg.MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK
         ret["vis_period"] = cfg.VIS_PERIOD
+        ret["include_gt_boxes"] = cfg.MODEL.ROI_HEADS.INCLUDE_GT_BOXES
         heads = cfg.MODEL.ROI_HEADS
         if heads.LOW_QUALITY_MIN_IOU >= 0:
             ret["proposal_matcher"] = ReassigningMatcher(
@@ -190,6 +199,15 @@ class ContrastMaskROIHeads(StandardROIHeads):
                 x.gt_index = torch.zeros_like(x.gt_classes)
                 x.gt_has_mask = torch.zeros_like(x.gt_classes, dtype=torch.bool)
         return proposals
+
+    def _sample_proposals(self, matched_idxs, matched_labels, gt_classes):
+        sampled, classes = super()._sample_proposals(matched_idxs, matched_labels, gt_classes)
+        num_gt = len(gt_classes)
+        if self.include_gt_boxes and num_gt > 0:
+            is_positive = (classes >= 0) & (classes < self.num_classes)
+            sampled = include_gt_boxes(sampled, is_positive, len(matched_idxs), num_gt)
+            classes = torch.where(is_positive, gt_classes[matched_idxs[sampled]], classes)
+        return sampled, classes
 
     def _box_features(self, features, boxes):
         return self.box_head(self.box_pooler([features[f] for f in self.box_in_features], boxes))
