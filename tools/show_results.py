@@ -2,6 +2,7 @@
 """Print the table of a finished evaluation: python tools/show_results.py output/.../results.json"""
 
 import argparse
+import json
 import os
 import sys
 
@@ -13,11 +14,27 @@ from contrastmask.evaluation import format_results_table, read_results_json  # n
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", help="results.json of an output folder")
+    parser.add_argument(
+        "--recorded",
+        metavar="FILE",
+        help="results.json of another model, recorded with the key 'recorded': "
+        "{'title': its name, 'command': how it was made}",
+    )
     args = parser.parse_args(argv)
+    path = args.results
     try:
-        print(format_results_table(read_results_json(args.results)))
-    except (OSError, ValueError, KeyError) as error:
-        print(f"show_results: {args.results}: {error!r}", file=sys.stderr)
+        results = read_results_json(path)
+        if args.recorded is None:
+            print(format_results_table(results))
+            return 0
+        path = args.recorded
+        with open(path, encoding="utf-8") as f:
+            record = json.load(f)["recorded"]
+        title, command = f"{record['title']} (recorded)", record["command"]
+        print(format_results_table(results, read_results_json(path), title))
+        print(f"Recorded with: {command}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"show_results: {path}: {error!r}", file=sys.stderr)
         return 1
     return 0
 

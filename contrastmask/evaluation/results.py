@@ -27,21 +27,26 @@ def group_key(task, group):
     return task if group == "all" else f"{task}-{group}"
 
 
-def format_results_table(results):
+def format_results_table(results, baseline=None, baseline_title="baseline"):
     """Format the main numbers for base, novel and all classes.
 
     Args:
         results (dict[str, dict[str, float]]): what `ContrastMaskEvaluator.evaluate` returns.
+        baseline (dict[str, dict[str, float]] or None): the same of a model to compare with; its
+            mask AP is shown as well.
+        baseline_title (str): its name in the table.
 
     Returns:
         str: a table with the rows box AP, mask AP and so on that `results` has, and below it the
         harmonic mean of base and novel mask AP. "-" stands for what cannot be measured.
     """
-    rows = [
-        [title] + [_cell(results.get(group_key(task, group), {}).get(metric)) for group in GROUPS]
-        for title, task, metric in _ROWS
-        if task in results
-    ]
+    rows = [_row(title, results, task, metric) for title, task, metric in _ROWS if task in results]
+    if baseline is not None:
+        rows += [
+            _row(f"{title}, {baseline_title}", baseline, task, metric)
+            for title, task, metric in _ROWS
+            if task == "segm"
+        ]
     table = tabulate(
         rows,
         headers=["", *GROUPS],
@@ -140,6 +145,11 @@ def read_results_json(path):
     if "harmonic_mean" in report.get("mask", {}):
         results["segm-harmonic"] = {"AP": _value(report["mask"]["harmonic_mean"])}
     return results
+
+
+def _row(title, results, task, metric):
+    numbers = [results.get(group_key(task, group), {}).get(metric) for group in GROUPS]
+    return [title, *map(_cell, numbers)]
 
 
 def _value(number):

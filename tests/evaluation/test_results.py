@@ -49,6 +49,15 @@ def test_table(results):
     assert table.splitlines()[-1] == "Harmonic mean of base and novel mask AP: 54.60"
 
 
+def test_table_with_a_baseline(results):
+    baseline = {**results, "segm-novel": metrics(1.0), "segm": metrics(2.0)}
+    table = format_results_table(results, baseline, "other (recorded)")
+    assert cells(table, "mask AP") == ["50.00", "60.13", "40.00"]
+    assert cells(table, "mask AP, other (recorded)") == ["50.00", "1.00", "2.00"]
+    assert cells(table, "mask AP50, other (recorded)") == ["51.00", "2.00", "3.00"]
+    assert "box AP, other" not in table
+
+
 def test_table_of_boxes(results):
     table = format_results_table({k: v for k, v in results.items() if k.startswith("bbox")})
     assert cells(table, "box AP") == ["20.00", "30.00", "10.00"]
