@@ -48,8 +48,8 @@ def check_supervision(cfg) -> None:
     """Log who has masks in DATASETS.TRAIN.
 
     Raises:
-        ValueError: if no mask may be learnt from, or if masks are RLEs and INPUT.MASK_FORMAT is
-            "polygon".
+        ValueError: if there is nothing to learn from, or no mask, or if masks are RLEs and
+            INPUT.MASK_FORMAT is "polygon".
     """
     datasets = list(cfg.DATASETS.TRAIN)
     if not datasets:
@@ -58,6 +58,8 @@ def check_supervision(cfg) -> None:
     counts = _sum_counts([mask_counts_of(name) for name in datasets])
     allowed = supervising_classes(cfg)
     described = ", ".join(_describe(name) for name in datasets)
+    if not any(counts.instances):
+        raise ValueError(f"DATASETS.TRAIN: {described} have no annotated instance")
 
     if cfg.MODEL.MASK_ON:
         used = range(len(split.class_names)) if allowed is None else sorted(allowed)

@@ -59,10 +59,12 @@ def check_polygons(
     limit = np.minimum(_OUTLINE_LIMIT + _OUTLINE_LIMIT_PER_PIXEL * sizes.prod(axis=1), _MAX_OUTLINE)
     too_long[which] = outline > limit
 
-    # What is large and thick and inside the image covers some of its pixels. The rest is drawn.
-    is_out = (np.minimum.reduceat(points, starts) < 0).any(axis=1)
-    is_out |= (np.maximum.reduceat(points, starts) > sizes[:, ::-1]).any(axis=1)
-    doubtful = (area < _SMALL_AREA) | (area < outline) | is_out
+    # What is large and thick and inside the image covers some of its pixels. The rest is drawn, and
+    # also what may go around twice, which cancels.
+    low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
+    doubtful = (low < 0).any(axis=1) | (high > sizes[:, ::-1]).any(axis=1)
+    doubtful |= (area < _SMALL_AREA) | (area < outline)
+    doubtful |= (area >= (high - low).prod(axis=1)) & (num_points > 4)
     for i in np.flatnonzero(doubtful & (outline <= limit)):
         polygon = points[starts[i] : ends[i]].ravel().tolist()
         (rle,) = mask_util.frPyObjects([polygon], int(sizes[i, 0]), int(sizes[i, 1]))

@@ -1,5 +1,6 @@
 """Counting which classes of a dataset have masks."""
 
+import difflib
 from dataclasses import dataclass
 from typing import Sequence, Tuple
 
@@ -43,6 +44,13 @@ def count_masks(dataset_dicts: Sequence[dict], num_classes: int) -> MaskCounts:
 
 def class_names_of(dataset_name: str) -> Tuple[str, ...]:
     """Class names of a registered dataset by contiguous id; loads it if it has not told them."""
+    if dataset_name not in DatasetCatalog:
+        close = difflib.get_close_matches(dataset_name, DatasetCatalog.list(), n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        raise ValueError(
+            f"DATASETS.TRAIN, DATASETS.TEST: unknown dataset '{dataset_name}'; {hint}Your own have "
+            "their names from DATASETS.COCO_FORMAT"
+        )
     metadata = MetadataCatalog.get(dataset_name)
     if not hasattr(metadata, "thing_classes"):
         DatasetCatalog.get(dataset_name)  # COCO-format datasets learn their classes when loaded

@@ -3,9 +3,8 @@ import json
 import cv2
 import numpy as np
 import pytest
-from test_coco_format import BAD_FILES, SQUARE, TRIANGLE, _annotation, _content, _rle
+from annotation_samples import SQUARE, TRIANGLE, make_annotation, make_content, make_rle
 
-from contrastmask.data.coco_format import AnnotationFileError, load_partial_coco
 from contrastmask.data.inspection import inspect_annotation_file
 from contrastmask.data.inspection_tables import format_classes, format_problems
 
@@ -33,12 +32,14 @@ def found(inspection):
 
 def test_sound_file(paths):
     annotations = [
-        _annotation(1),
-        _annotation(2, bbox=[5, 4, 8, 5], segmentation=_rle(True)),
-        _annotation(3, category_id=0, bbox=[1, 1, 4, 6], segmentation=None, image_id=3),
-        _annotation(4, category_id=0, bbox=[1, 1, 4, 4], iscrowd=1, segmentation=_rle(False)),
+        make_annotation(1),
+        make_annotation(2, bbox=[5, 4, 8, 5], segmentation=make_rle(True)),
+        make_annotation(3, category_id=0, bbox=[1, 1, 4, 6], segmentation=None, image_id=3),
+        make_annotation(
+            4, category_id=0, bbox=[1, 1, 4, 4], iscrowd=1, segmentation=make_rle(False)
+        ),
     ]
-    inspection = inspect_annotation_file(*paths(_content(annotations)))
+    inspection = inspect_annotation_file(*paths(make_content(annotations)))
     assert inspection.class_names == ["cat", "dog"] and not inspection.problems
     cat, dog = inspection.statistics
     assert (cat.num_instances, cat.num_masks, cat.box_sizes) == (1, 0, [(4, 6)])
@@ -51,20 +52,20 @@ def test_sound_file(paths):
 
 def test_all_problems_are_found_at_once(paths, tmp_path):
     annotations = [
-        _annotation(1, bbox=[2, 2, 20, 15], segmentation=[SQUARE]),
-        _annotation(2, bbox=[2, 2, 10, 0]),
-        _annotation(3, bbox=[50, 2, 10, 8]),
-        _annotation(4, bbox=[-5, 2, 17, 8], segmentation=[]),
-        _annotation(5, segmentation=[[1, 2, 3, 4]]),
-        _annotation(5, bbox=[2, 2, "x", 8]),
-        _annotation(6, category_id=99),
-        _annotation(7, segmentation=[SQUARE, [None] * 6]),
-        _annotation(8, segmentation=_rle(True, 30, 20)),
-        _annotation(9, bbox=[3, 3, 6, 6], segmentation=[SQUARE]),
-        _annotation(10, bbox=[3, 3, 6, 6], segmentation=[SQUARE]),
-        _annotation(11, category_id=98),
+        make_annotation(1, bbox=[2, 2, 20, 15], segmentation=[SQUARE]),
+        make_annotation(2, bbox=[2, 2, 10, 0]),
+        make_annotation(3, bbox=[50, 2, 10, 8]),
+        make_annotation(4, bbox=[-5, 2, 17, 8], segmentation=[]),
+        make_annotation(5, segmentation=[[1, 2, 3, 4]]),
+        make_annotation(5, bbox=[2, 2, "x", 8]),
+        make_annotation(6, category_id=99),
+        make_annotation(7, segmentation=[SQUARE, [None] * 6]),
+        make_annotation(8, segmentation=make_rle(True, 30, 20)),
+        make_annotation(9, bbox=[3, 3, 6, 6], segmentation=[SQUARE]),
+        make_annotation(10, bbox=[3, 3, 6, 6], segmentation=[SQUARE]),
+        make_annotation(11, category_id=98),
     ]
-    content = _content(annotations)
+    content = make_content(annotations)
     content["categories"] += [{"id": 50, "name": "eel"}, {"id": 51}]
     content["images"] += [
         {"id": 8, "file_name": "none.png", "height": 20, "width": 30},
@@ -118,28 +119,10 @@ def test_all_problems_are_found_at_once(paths, tmp_path):
     assert [line.startswith("| error") for line in lines] == [True] * 10 + [False] * 8
 
 
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_errors_are_those_of_the_loader(paths, kind):
-    change, _ = BAD_FILES[kind]
-    content = _content([_annotation(1), _annotation(2, image_id=3)])
-    assert not inspect_annotation_file(*paths(content)).errors
-    change(content)
-    with pytest.raises(AnnotationFileError):
-        load_partial_coco(*paths(content))
-    assert inspect_annotation_file(*paths(content)).errors
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"images": ['])
-def test_files_that_are_not_coco(paths, text):
-    inspection = inspect_annotation_file(*paths(text))
-    assert len(inspection.errors) == 1 and inspection.class_names == []
-    assert format_classes(inspection)
-
-
 def test_image_turned_by_exif(paths, tmp_path):
     from PIL import Image
 
-    json_file, folder = paths(_content([_annotation(1)]))
+    json_file, folder = paths(make_content([make_annotation(1)]))
     image = Image.new("RGB", (20, 30))
     exif = image.getexif()
     exif[0x0112] = 6
@@ -149,5 +132,7 @@ def test_image_turned_by_exif(paths, tmp_path):
 
 def test_mask_fits_with_rounded_polygons(paths):
     polygons = [[x + 0.4 for x in TRIANGLE]]
-    inspection = inspect_annotation_file(*paths(_content([_annotation(1, segmentation=polygons)])))
+    inspection = inspect_annotation_file(
+        *paths(make_content([make_annotation(1, segmentation=polygons)]))
+    )
     assert "mask that does not fit its box" not in found(inspection)
