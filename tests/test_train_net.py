@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import train_net
 from contrastmask.data.shapes import ShapesParams, write_shapes
 
 ROOT = Path(__file__).parent.parent
@@ -126,42 +125,3 @@ def test_inside_a_detectron2_tree(datasets, trained, tmp_path):
         cwd=tmp_path,
     )
     assert code == 0, log
-
-
-TRAIN = ["DATASETS.TRAIN", "('NAME',)"]
-MISTAKES = {
-    "unknown class": (["DATASETS.BASE_CLASSES", "['stra']"], ["BASE_CLASSES", "stra"]),
-    "overlapping split": (
-        ["DATASETS.BASE_CLASSES", "['star']", "DATASETS.NOVEL_CLASSES", "['star']"],
-        ["NOVEL_CLASSES", "star"],
-    ),
-    "empty split": (["DATASETS.BASE_CLASSES", "[]"], ["BASE_CLASSES"]),
-    "no masks for any base class": (["DATASETS.BASE_CLASSES", "['star']"], ["star", "train.json"]),
-    "wrong number of classes": (["MODEL.ROI_HEADS.NUM_CLASSES", "7"], ["NUM_CLASSES", "14"]),
-    "missing annotation file": (
-        ["DATASETS.COCO_FORMAT", "[['NAME', 'no/such.json', 'images']]"],
-        ["no/such.json"],
-    ),
-    "missing image folder": (
-        ["DATASETS.COCO_FORMAT", "[['NAME', 'ANNOTATIONS', 'no/such/folder']]"],
-        ["no/such/folder"],
-    ),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_named_before_training_starts(datasets, tmp_path, monkeypatch, mistake):
-    overrides, expected = MISTAKES[mistake]
-    annotations = str(datasets / "shapes" / "annotations" / "train.json")
-    images = str(datasets / "shapes" / "train")
-    name = f"mistake: {mistake}"
-    opts = ["DATASETS.COCO_FORMAT", f"[['NAME', '{annotations}', '{images}']]"] + TRAIN + overrides
-    opts = [x.replace("ANNOTATIONS", annotations).replace("NAME", name) for x in opts]
-    config_file = str(ROOT / "configs/quickstart.yaml")
-    args = train_net.default_argument_parser().parse_args(
-        ["--config-file", config_file, *SMALL, "OUTPUT_DIR", str(tmp_path), *opts]
-    )
-    monkeypatch.setattr(train_net, "Trainer", None)  # training would fail otherwise
-    with pytest.raises((ValueError, OSError)) as error:
-        train_net.main(args)
-    assert all(word in str(error.value) for word in expected), error.value

@@ -506,7 +506,8 @@ TABLE = {
         contrastive("TEMPERATURE_HARD: 0.0"), "TEMPERATURE_HARD is 0.0, it has to be at least 0.001"
     ),
     "override: text for a number": Row(
-        Training(["MODEL.ROI_CONTRASTIVE_HEAD.NUM_CONV", "x"]), "override: .*int.*str.*key: MODEL.*NUM_CONV"
+        Training(["MODEL.ROI_CONTRASTIVE_HEAD.NUM_CONV", "x"]),
+        "override: .*int.*str.*key: MODEL.*NUM_CONV",
     ),
     "override: text for a list": Row(
         Training(["DATASETS.BASE_CLASSES", "voc"]), "list.*str.*DATASETS.BASE_CLASSES"

@@ -85,7 +85,7 @@ def test_a_name_cannot_stand_for_two_datasets(cfg):
         register_datasets(cfg)
 
 
-@pytest.mark.parametrize("entry", ["a", ["a", "b"], ["a", "b", 3], ["a", "", "c"]])
+@pytest.mark.parametrize("entry", ["a", ["a", "b", 3], ["a", "", "c"]])
 def test_malformed_entries(cfg, entry):
     cfg.DATASETS.COCO_FORMAT = [entry]
     with pytest.raises(ValueError, match=r"DATASETS\.COCO_FORMAT: each entry must be \[name"):
@@ -154,16 +154,6 @@ def test_full_masks_change_nothing_when_base_is_given(cfg):
         assert torch.equal(a.gt_boxes.tensor, b.gt_boxes.tensor)
 
 
-def test_num_classes_must_fit(cfg):
-    register_datasets(cfg)
-    check_num_classes(cfg)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
-    with pytest.raises(
-        ValueError, match=r"NUM_CLASSES is 80.*'reg_train' \(.*train\.json\) has 14.*NUM_CLASSES 14"
-    ):
-        check_num_classes(cfg)
-
-
 def test_datasets_must_have_the_same_classes(cfg, shapes_root, tmp_path):
     content = json.loads((shapes_root / "annotations" / "val.json").read_text())
     content["categories"][2]["name"] = "blob"
@@ -193,13 +183,6 @@ def test_supervision_table(cfg, caplog):
         ["novel", "1", str(novel), str(novel), "0"],
         ["unused", "5", str(unused), str(unused), "0"],
     ]
-
-
-def test_no_mask_for_any_base_class(cfg):
-    register_datasets(cfg)
-    cfg.DATASETS.BASE_CLASSES = ["crescent", "star"]
-    with pytest.raises(ValueError, match=r"train\.json.*BASE_CLASSES stands for: crescent, star"):
-        check_supervision(cfg)
 
 
 def test_base_classes_without_masks_are_named(cfg, caplog):
