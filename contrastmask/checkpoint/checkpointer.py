@@ -2,13 +2,16 @@
 
 import logging
 import os
+import re
 
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
+from ..output import OutputError, describe, os_error_behind
+from .atomic_files import AtomicFiles, remove_unfinished
 from .fit import check_fit
 from .layouts import to_project_names, unwrap_state_dict
-from .reading import read_pickle_file, read_torch_file
+from .reading import UnreadableCheckpointError, read_pickle_file, read_torch_file
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,9 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
     - any missing tensor, if `require_all`, as for evaluation, and when a training is resumed.
 
     Parts named in `exclude` keep their initial values and are not compared.
+
+    A checkpoint that is written gets its name, and becomes the last one, when it is complete: a
+    process that dies while it writes leaves the previous one in place.
     """
 
     def __init__(self, model, save_dir="", *, require_all=False, exclude=(), **kwargs):
@@ -50,6 +56,7 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
             ValueError: if there is nothing of a name in `exclude`.
         """
         super().__init__(model, save_dir, **kwargs)
+        self.path_manager = AtomicFiles(self.path_manager)
         self.require_all = require_all
         self.exclude = tuple(exclude)
         names = self.model.state_dict()
@@ -60,15 +67,58 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
         self._layout = None
 
     def resume_or_load(self, path, *, resume=True):
-        """As in Detectron2; what resumes a training has to be complete, whatever is excluded."""
+        """
+        As in Detectron2; what resumes a training has to be complete, whatever is excluded. If the
+        last checkpoint is damaged or missing, the newest of the older ones takes its place.
+        """
         if not (resume and self.has_checkpoint()):
             return super().resume_or_load(path, resume=resume)
         usual = self.require_all, self.exclude
         self.require_all, self.exclude = True, ()
         try:
-            return super().resume_or_load(path, resume=resume)
+            return self._resume()
         finally:
             self.require_all, self.exclude = usual
+
+    def _resume(self):
+        last = self.get_checkpoint_file()
+        errors = []
+        for file in (last, *_older_checkpoints(last)):
+            try:
+                loaded = self.load(file)
+            except (FileNotFoundError, UnreadableCheckpointError) as error:
+                errors.append(error)
+                logger.error(f"Cannot resume from the checkpoint: {error}")
+                continue
+            if errors:
+                logger.warning(f"Resumed from the older checkpoint {file} instead of {last}")
+            return loaded
+        raise type(errors[0])(
+            f"{errors[0]}. It is named in {os.path.join(self.save_dir, 'last_checkpoint')}, and no "
+            "older model_<iteration>.pth there can be read. Without --resume training starts anew"
+        ) from errors[0]
+
+    def save(self, name, **kwargs):
+        """
+        As in Detectron2.
+
+        Raises:
+            OutputError: if the file cannot be written, for example because the disk is full. The
+                previous checkpoint stays.
+        """
+        if self.save_to_disk and self.save_dir:
+            for path in remove_unfinished(self.save_dir):
+                logger.info(f"Removed {path}: it was not finished when training was interrupted")
+        try:
+            super().save(name, **kwargs)
+        except (OSError, RuntimeError) as error:  # torch.save turns the former into the latter
+            cause = os_error_behind(error)
+            if cause is None:
+                raise
+            last = self.get_checkpoint_file()
+            kept = f"The last complete one is {last}" if last else "There is no earlier one"
+            path = os.path.join(self.save_dir, f"{name}.pth")
+            raise OutputError(f"checkpoint {describe(path, cause)}. {kept}") from error
 
     def load(self, path, *args, **kwargs):
         """
@@ -83,7 +133,10 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
             local = self.path_manager.get_local_path(path.split("?")[0])
             if not os.path.isfile(local):
                 raise FileNotFoundError(f"checkpoint {path} does not exist (see MODEL.WEIGHTS)")
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:
+            self._parsed_url_during_load = None  # or Detectron2 would not load after an error
 
     def _load_file(self, filename):
         self._file = filename
@@ -154,6 +207,18 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
 
     def _is_excluded(self, name):
         return any(_is_part(name, part) for part in self.exclude)
+
+
+def _older_checkpoints(file):
+    """Paths of the checkpoints that were written before `file`, the newest first."""
+    folder, name = os.path.split(file)
+    number = re.compile(r"model_(\d{7,})\.pth")
+    match = number.fullmatch(name)
+    if not match and name != "model_final.pth":
+        return []
+    found = [m for m in map(number.fullmatch, os.listdir(folder)) if m]
+    older = [m for m in found if not match or int(m[1]) < int(match[1])]
+    return [os.path.join(folder, m[0]) for m in sorted(older, key=lambda m: -int(m[1]))]
 
 
 def _is_part(name, part):

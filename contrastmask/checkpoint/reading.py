@@ -17,6 +17,10 @@ _NUMPY_OBJECTS = {
 }
 
 
+class UnreadableCheckpointError(ValueError):
+    """A file is damaged or is no checkpoint. The text names it and the likely cause."""
+
+
 def read_torch_file(path, trusted=False):
     """
     Args:
@@ -27,14 +31,14 @@ def read_torch_file(path, trusted=False):
         object: what the file holds, tensors on the CPU.
 
     Raises:
-        ValueError: if the file is damaged, is no checkpoint, or holds more than tensors and plain
-            containers. It names the file and the likely cause.
+        UnreadableCheckpointError: if the file is damaged, is no checkpoint, or holds more than
+            tensors and plain containers.
     """
     _check_beginning(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=not trusted)
     except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(_explain(path, error)) from error
+        raise UnreadableCheckpointError(_explain(path, error)) from error
 
 
 def read_pickle_file(path):
@@ -46,14 +50,14 @@ def read_pickle_file(path):
         object: what the file holds.
 
     Raises:
-        ValueError: as :func:`read_torch_file`.
+        UnreadableCheckpointError: as :func:`read_torch_file`.
     """
     _check_beginning(path)
     try:
         with open(path, "rb") as f:
             return _ArrayUnpickler(f, encoding="latin1").load()
     except (EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(_explain(path, error)) from error
+        raise UnreadableCheckpointError(_explain(path, error)) from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -75,14 +79,16 @@ def _check_beginning(path):
     with open(path, "rb") as f:
         start = f.read(200)
     if not start:
-        raise ValueError(f"checkpoint {path} is an empty file: download or copy it again")
+        raise UnreadableCheckpointError(
+            f"checkpoint {path} is an empty file: download or copy it again"
+        )
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError(
+        raise UnreadableCheckpointError(
             f"checkpoint {path} is a Git LFS pointer, not the file itself: run 'git lfs pull' "
             "where it was cloned"
         )
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise ValueError(
+        raise UnreadableCheckpointError(
             f"checkpoint {path} is an HTML page, not a checkpoint: probably a download page or an "
             "error message was saved under this name. Download the file behind it"
         )

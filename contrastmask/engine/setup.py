@@ -10,6 +10,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import add_contrastmask_config
 from ..data import register_datasets
+from ..output import check_output_dir
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,12 @@ def setup(args):
 
     Returns:
         CfgNode: frozen.
+
+    Raises:
+        OutputError: if nothing can be written to the output folder.
     """
     cfg = load_config(args.config_file, args.opts)
+    check_output_dir(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="contrastmask")
     return cfg

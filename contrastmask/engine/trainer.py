@@ -14,8 +14,10 @@ from ..checkpoint import ContrastMaskCheckpointer
 from ..data import ContrastMaskDatasetMapper, build_training_loader, class_split_from_config
 from ..evaluation import ContrastMaskEvaluator, format_results_table, write_results_json
 from ..evaluation.report import write_report
+from ..output import exit_if_not_writable
 from ..solver import build_optimizer
 from .loss_checking import LossCheckingAMPTrainer, LossCheckingTrainer
+from .metrics_files import ContinueMetrics, LenientWriter
 from .seed_steps import SeedSteps
 
 logger = logging.getLogger(__name__)
@@ -53,11 +55,49 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self._has_stopped = False
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self):
-        """Detectron2's hooks, and exact repetition of steps."""
-        return [SeedSteps(self.cfg.SEED), *super().build_hooks()]
+        """Detectron2's hooks, and those that make a resumed training go on exactly."""
+        metrics = ContinueMetrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+        return [SeedSteps(self.cfg.SEED), metrics, *super().build_hooks()]
+
+    def build_writers(self):
+        return [LenientWriter(writer, self.cfg.OUTPUT_DIR) for writer in super().build_writers()]
+
+    def resume_or_load(self, resume=True):
+        """
+        As in Detectron2.
+
+        Raises:
+            ValueError: if the processes do not see the same checkpoint.
+        """
+        super().resume_or_load(resume)
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise ValueError(
+                f"The processes would start from iterations {starts}: OUTPUT_DIR "
+                f"{self.cfg.OUTPUT_DIR} has to be the same folder on all machines"
+            )
+
+    def after_step(self):
+        try:
+            with self._exit_if_not_writable():
+                super().after_step()
+        except SystemExit as stop:
+            self._has_stopped = True
+            logger.error(stop)
+            raise
+
+    def after_train(self):
+        if not self._has_stopped:
+            with self._exit_if_not_writable():
+                super().after_train()
+
+    def _exit_if_not_writable(self):
+        stopped = f"Training stopped in iteration {self.iter}"
+        return exit_if_not_writable(self.cfg.OUTPUT_DIR, stopped)
 
     @classmethod
     def build_train_loader(cls, cfg):

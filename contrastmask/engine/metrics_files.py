@@ -1,0 +1,95 @@
+"""Files of training metrics where a run is interrupted or the disk is full."""
+
+import json
+import logging
+import os
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
+
+from ..output import describe
+
+logger = logging.getLogger(__name__)
+
+
+class ContinueMetrics(HookBase):
+    """
+    When a training is resumed, removes from ``metrics.json`` what the interrupted run wrote after
+    the checkpoint, and a line that it could not finish. These iterations are written again.
+    """
+
+    def __init__(self, path):
+        """
+        Args:
+            path (str): of ``metrics.json``; need not exist.
+        """
+        self._path = path
+
+    def before_train(self):
+        start = self.trainer.start_iter
+        if start > 0 and comm.is_main_process() and os.path.isfile(self._path):
+            removed = remove_metrics_from(self._path, start)
+            if removed:
+                logger.info(
+                    f"Removed {removed} lines from {self._path}: training goes on from iteration "
+                    f"{start}, before them"
+                )
+
+
+def remove_metrics_from(path, iteration):
+    """
+    Cut off the end of a file of metrics, one JSON object a line: damaged lines, and those of
+    `iteration` and later. An earlier run that the file begins with stays.
+
+    Args:
+        path (str):
+        iteration (int):
+
+    Returns:
+        int: number of lines removed.
+    """
+    with open(path, "rb") as f:
+        lines = f.readlines()
+    keep = len(lines)
+    while keep and not _is_before(lines[keep - 1], iteration):
+        keep -= 1
+    # Not a new file: a writer has this one open.
+    os.truncate(path, sum(map(len, lines[:keep])))
+    return len(lines) - keep
+
+
+def _is_before(line, iteration):
+    try:
+        return line.endswith(b"\n") and json.loads(line)["iteration"] < iteration
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+class LenientWriter(EventWriter):
+    """Another writer whose failures to write are reported, once, and do not end the training."""
+
+    def __init__(self, writer, folder):
+        """
+        Args:
+            writer (EventWriter):
+            folder (str): where it writes, to be named in the message.
+        """
+        self._writer = writer
+        self._folder = folder
+        self._failed = False
+
+    def write(self):
+        self._attempt(self._writer.write)
+
+    def close(self):
+        self._attempt(self._writer.close)
+
+    def _attempt(self, action):
+        try:
+            action()
+        except OSError as error:
+            if not self._failed:
+                name = f"{type(self._writer).__name__}: metrics in {self._folder}"
+                logger.error(f"{describe(name, error)}. Training goes on without them")
+            self._failed = True
