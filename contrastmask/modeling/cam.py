@@ -39,18 +39,21 @@ def resize_map(maps, size):
     return F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=False)
 
 
-def min_max_normalize(maps, eps=1e-6):
+def min_max_normalize(maps, eps=1e-5):
     """
-    Scale each map to the range 0 to 1.
+    Scale each map to the range 0 to 1. A constant map becomes 0, without a gradient (the authors'
+    code gives NaN there).
 
     Args:
         maps (Tensor): (R, 1, H, W).
-        eps (float): smallest range to divide by. A constant map becomes all 0 (the authors' code
-            gives NaN there).
+        eps (float): a map is constant if its values differ by at most this; where they are above
+            1, relative to them, because they differ by rounding errors.
 
     Returns:
         Tensor: (R, 1, H, W).
     """
     low = maps.amin(dim=(-2, -1), keepdim=True)
     high = maps.amax(dim=(-2, -1), keepdim=True)
-    return (maps - low) / (high - low).clamp(min=eps)
+    span = high - low
+    varies = span > eps * torch.maximum(low.abs(), high.abs()).clamp(min=1)
+    return (maps - low) / torch.where(varies, span, torch.inf)

@@ -9,6 +9,10 @@ from .precision import full_precision
 
 LOSS_FORMS = ("released", "paper")
 
+# Lengths below count as this. Shorter differences of features are rounding errors, whose directions
+# would get gradients up to 1e12 with PyTorch's default.
+_MIN_LENGTH = 1e-6
+
 
 class ContrastiveTerms(NamedTuple):
     """The four terms of the loss, 0-dim float32 tensors; the loss is their sum."""
@@ -57,7 +61,7 @@ def _similarity(query, keys, form):
     """Cosine of a query (D,) with keys (N, D), or with keys relative to the query ("released")."""
     if form == "released":
         keys = keys - query
-    return F.normalize(keys, dim=1) @ F.normalize(query, dim=0)
+    return F.normalize(keys, dim=1, eps=_MIN_LENGTH) @ F.normalize(query, dim=0, eps=_MIN_LENGTH)
 
 
 def _contrast(similarity, positive, negative, temperature, form):
