@@ -1,0 +1,9 @@
+"""
+Measurements of speed and memory, each a comparison within one run.
+
+Not imported by the rest of the package; ``tools/benchmark.py`` is the program.
+"""
+
+from .machine import describe_machine
+from .parts import PARTS
+from .settings import Settings
