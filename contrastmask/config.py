@@ -153,7 +153,7 @@ def _add_contrastive_head_config(cfg):
     # Channels of the projector's layers and of queries and keys.
     head.PROJECTOR_DIM = 256
     # Normalisation of the projector's convolutions. "BN" takes its statistics per GPU over all
-    # positive RoIs (authors' code); "SyncBN" over all GPUs.
+    # positive RoIs (authors' code). Statistics over all GPUs are refused: some have no such RoI.
     head.PROJECTOR_NORM = "BN"
 
     # Novel RoIs: pixels whose normalised CAM is above 1 - DELTA are foreground, below DELTA

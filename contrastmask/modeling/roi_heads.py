@@ -9,12 +9,13 @@ from typing import Optional
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec, cat
+from detectron2.layers import NaiveSyncBatchNorm, ShapeSpec, cat
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
@@ -87,6 +88,8 @@ class ContrastMaskROIHeads(StandardROIHeads):
             raise ValueError(
                 "MODEL.ROI_HEADS.INCLUDE_GT_BOXES needs MODEL.ROI_HEADS.PROPOSAL_APPEND_GT True"
             )
+        if comm.get_world_size() > 1 and self.mask_on:
+            _refuse_synchronized_norms([self.mask_head, contrastive_head])
         self.append_gt = proposal_append_gt
         self.include_gt_boxes = include_gt_boxes
         self.contrastive_pooler = contrastive_pooler
@@ -384,6 +387,22 @@ class ContrastMaskROIHeads(StandardROIHeads):
     @property
     def _mask_input_size(self):
         return self.mask_pooler.output_size[0]
+
+
+def _refuse_synchronized_norms(heads):
+    """
+    A process without RoIs runs none of these heads; the others would wait for its statistics.
+
+    Args:
+        heads (list[nn.Module or None]):
+    """
+    norms = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
+    if any(isinstance(m, norms) for head in heads if head is not None for m in head.modules()):
+        raise ValueError(
+            "MODEL.ROI_MASK_HEAD.NORM, MODEL.ROI_CONTRASTIVE_HEAD.NORM and "
+            "MODEL.ROI_CONTRASTIVE_HEAD.PROJECTOR_NORM cannot be synchronised over processes: one "
+            "without RoIs would let the others wait forever. Choose BN or GN"
+        )
 
 
 def _replace_masks_by_index(targets):

@@ -416,6 +416,20 @@ def test_errors_name_the_key(heads_cfg, build_heads, name):
         build_heads(heads_cfg)
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["ROI_MASK_HEAD.NORM", "ROI_CONTRASTIVE_HEAD.NORM", "ROI_CONTRASTIVE_HEAD.PROJECTOR_NORM"],
+)
+@pytest.mark.parametrize("norm", ["SyncBN", "naiveSyncBN"])
+def test_synchronised_norms_are_for_one_process(heads_cfg, build_heads, monkeypatch, key, norm):
+    """With several, those without RoIs would let the others wait."""
+    heads_cfg.merge_from_list([f"MODEL.{key}", norm])
+    build_heads(heads_cfg)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=f"MODEL.{key}.*BN or GN"):
+        build_heads(heads_cfg)
+
+
 def test_projector_without_convolutions():
     assert Projector(4, 6, 0, "BN")(torch.randn(2, 4, 3, 3)).shape == (2, 3, 3, 6)
 
