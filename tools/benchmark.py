@@ -39,8 +39,8 @@ def parse_args(argv=None):
         "--dtype",
         nargs="+",
         choices=["float32", "bfloat16", "float16"],
-        help="precisions of branch and model, the lower ones by autocast (default: float32 and "
-        "bfloat16 on the CPU, float32 and float16 on a GPU)",
+        help="precisions of branch and model, the lower ones by autocast (default: float32, and "
+        "on a GPU float16 as well)",
     )
     parser.add_argument(
         "--rois", nargs="+", type=int, help="RoI counts of pixel_sets, branch, self_similarity"
@@ -67,7 +67,7 @@ def parse_args(argv=None):
             parser.error(f"--{name} has to be at least 1")
     if args.dtype is None:
         on_gpu = torch.device(args.device).type == "cuda"
-        args.dtype = ["float32", "float16" if on_gpu else "bfloat16"]
+        args.dtype = ["float32", "float16"] if on_gpu else ["float32"]
     return args
 
 
