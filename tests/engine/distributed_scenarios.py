@@ -43,6 +43,7 @@ _OVERRIDES = {
     "default": [],
     "proposals only": [
         *("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", "False"),
+        *("MODEL.ROI_HEADS.INCLUDE_GT_BOXES", "False"),
         *("MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY", "False"),
     ],
     "no contrastive loss": ["MODEL.ROI_CONTRASTIVE_HEAD.LOSS_WEIGHT", "0.0"],
