@@ -91,6 +91,9 @@ class Trainer(DefaultTrainer):
             raise
 
     def after_train(self):
+        if self.iter < self.max_iter:  # an error
+            # In the last iteration Detectron2 would evaluate now, while other processes wait.
+            self.max_iter = max(self.max_iter, self.iter + 2)
         if not self._has_stopped:
             with self._exit_if_not_writable():
                 super().after_train()

@@ -73,26 +73,29 @@ def assert_names_images(message, batch):
         assert f"{x['file_name']} (image id {x['image_id']})" in message
 
 
-def test_training_stops_at_that_step(opts, tmp_path):
+@pytest.mark.parametrize("bad_iteration", [3, 4])  # the last one is 4
+def test_training_stops_at_that_step(opts, tmp_path, bad_iteration):
     trainer = Trainer(load_config(small_model.CONFIG_FILE, [*opts, "OUTPUT_DIR", str(tmp_path)]))
     batches, before = [], []
 
     def break_one_loss(module, inputs, losses):
         batches.append(inputs[0])
         before[:] = weights(trainer)
-        if trainer.iter == 3:
+        if trainer.iter == bad_iteration:
             losses["loss_mask"] = losses["loss_mask"] * math.nan
 
     trainer._trainer.model.register_forward_hook(break_one_loss)
     with pytest.raises(FloatingPointError) as error:
         trainer.train()
     message = str(error.value)
-    assert "loss_mask is nan" in message and "Iteration 3, process 0 of 1" in message
+    assert "loss_mask is nan" in message
+    assert f"Iteration {bad_iteration}, process 0 of 1" in message
     assert "loss_contrastive" not in message
-    assert len(batches) == 4
+    assert len(batches) == bad_iteration + 1
     assert_names_images(message, batches[-1])
     assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer)))
     assert not (tmp_path / "model_final.pth").exists()
+    assert not (tmp_path / "results.json").exists()
 
 
 @pytest.mark.parametrize("name, value", LOSSES.items())
