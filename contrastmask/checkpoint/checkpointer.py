@@ -11,7 +11,12 @@ from ..output import OutputError, describe, os_error_behind
 from .atomic_files import AtomicFiles, remove_unfinished
 from .fit import check_fit
 from .layouts import to_project_names, unwrap_state_dict
-from .reading import UnreadableCheckpointError, read_pickle_file, read_torch_file
+from .reading import (
+    UnreadableCheckpointError,
+    check_checksums,
+    read_pickle_file,
+    read_torch_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +90,7 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
         errors = []
         for file in (last, *_older_checkpoints(last)):
             try:
+                check_checksums(file)
                 loaded = self.load(file)
             except (FileNotFoundError, UnreadableCheckpointError) as error:
                 errors.append(error)

@@ -3,6 +3,7 @@
 import os
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
 
 import numpy as np
@@ -39,6 +40,30 @@ def read_torch_file(path, trusted=False):
         return torch.load(path, map_location="cpu", weights_only=not trusted)
     except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
         raise UnreadableCheckpointError(_explain(path, error)) from error
+
+
+def check_checksums(path):
+    """
+    Compare the contents of a .pth file with the checksums in it, which reading alone does not do.
+
+    Args:
+        path (str): a local file.
+
+    Raises:
+        UnreadableCheckpointError: naming the file, if a part of it has changed since it was
+            written. Files without checksums, of other formats, pass.
+    """
+    if not os.path.isfile(path) or not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            part = file.testzip()
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise UnreadableCheckpointError(_explain(path, error)) from error
+    if part:
+        raise UnreadableCheckpointError(
+            f"checkpoint {path} is damaged: {part} in it is not as it was written"
+        )
 
 
 def read_pickle_file(path):
