@@ -31,7 +31,7 @@ def build_conv_stack(in_channels, channels, num_conv, norm="", *, kernel_size=3,
             padding=kernel_size // 2,
             bias=not norm,
             norm=get_norm(norm, channels),
-            activation=F.relu,
+            activation=F.relu_,  # in place: half the memory traffic
         )
         weight_init.c2_msra_fill(conv)
         convs.add_module(f"{name}{k + 1}", conv)
