@@ -3,6 +3,7 @@
 import logging
 import os
 import weakref
+from contextlib import contextmanager
 
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase
@@ -55,7 +56,6 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
-        self._has_stopped = False
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self):
@@ -82,25 +82,25 @@ class Trainer(DefaultTrainer):
             )
 
     def after_step(self):
-        try:
-            with self._exit_if_not_writable():
-                super().after_step()
-        except SystemExit as stop:
-            self._has_stopped = True
-            logger.error(stop)
-            raise
+        with self._exit_if_not_writable():
+            super().after_step()
 
     def after_train(self):
         if self.iter < self.max_iter:  # an error
             # In the last iteration Detectron2 would evaluate now, while other processes wait.
             self.max_iter = max(self.max_iter, self.iter + 2)
-        if not self._has_stopped:
-            with self._exit_if_not_writable():
-                super().after_train()
+        with self._exit_if_not_writable():
+            super().after_train()
 
+    @contextmanager
     def _exit_if_not_writable(self):
         stopped = f"Training stopped in iteration {self.iter}"
-        return exit_if_not_writable(self.cfg.OUTPUT_DIR, stopped)
+        try:
+            with exit_if_not_writable(self.cfg.OUTPUT_DIR, stopped):
+                yield
+        except SystemExit as message:
+            logger.error(message)  # the end of the program prints it, this keeps it
+            raise
 
     @classmethod
     def build_train_loader(cls, cfg):
