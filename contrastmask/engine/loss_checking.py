@@ -39,7 +39,7 @@ class _LossChecking:
 
     def _write_metrics(self, loss_dict, data_time, *args, **kwargs):
         # One transfer from the device, which spares Detectron2 its own for each loss.
-        values = torch.stack([x.detach() for x in loss_dict.values()]).cpu()
+        values = torch.stack([x.detach().float() for x in loss_dict.values()]).cpu()
         bad = [f"{k} is {v}" for k, v in zip(loss_dict, values.tolist()) if not math.isfinite(v)]
         if bad:
             raise FloatingPointError(f"Loss not finite: {', '.join(bad)}.")

@@ -158,4 +158,4 @@ class _Losses(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.ones(()))
 
     def forward(self, batch):
-        return {"loss_a": self.weight, "loss_b": self.weight * self.factor}
+        return {"loss_a": self.weight, "loss_b": (self.weight * self.factor).half()}
