@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from .cam import resize_map
 from .precision import full_precision
 
-# Elements of the similarity matrices that exist at once: 32 MB in float32, or 13 RoIs of 28 x 28.
-_MAX_ELEMENTS = 2**23
+# Elements of the similarity matrices that exist at once: 16 MB in float32, or 6 RoIs of 28 x 28.
+_MAX_ELEMENTS = 2**22
 
 
 def enhance_by_self_similarity(features, size=None):
