@@ -19,7 +19,12 @@ sys.path.insert(0, ROOT)
 
 import torch  # noqa: E402
 
-from contrastmask.benchmark import PARTS, Settings, describe_machine  # noqa: E402
+from contrastmask.benchmark import (  # noqa: E402
+    PARTS,
+    Settings,
+    describe_machine,
+    keep_freed_memory,
+)
 from contrastmask.benchmark.tables import format_rows  # noqa: E402
 
 
@@ -86,7 +91,8 @@ def main(argv=None):
         repeats=args.repeats,
         quick=args.quick,
     )
-    results = {"machine": describe_machine(args.device), "settings": vars(args), "parts": {}}
+    machine = {**describe_machine(args.device), "keeps freed memory": keep_freed_memory()}
+    results = {"machine": machine, "settings": vars(args), "parts": {}}
     print(", ".join(f"{k} {v}" for k, v in results["machine"].items()), flush=True)
     for name in args.parts:
         run, title = PARTS[name]

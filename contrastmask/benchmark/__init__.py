@@ -5,5 +5,6 @@ Not imported by the rest of the package; ``tools/benchmark.py`` is the program.
 """
 
 from .machine import describe_machine
+from .memory import keep_freed_memory
 from .parts import PARTS
 from .settings import Settings

@@ -1,7 +1,5 @@
 """Part: pixel sets and sampling of keys."""
 
-import torch
-
 from ..modeling.pixel_sets import build_pixel_sets, sample_keys
 from .heads import build_contrastive_head
 from .made_up_rois import make_rois
@@ -18,8 +16,6 @@ def run(settings):
         list[dict]: one row for each number of RoIs; "growth" is the time relative to that of the
         first row, divided by the RoIs relative to those of the first row: 1 is linear.
     """
-    # A training step has allocated larger blocks before; the C library then keeps freed memory.
-    torch.empty(7 * 2**20).fill_(0)
     head = build_contrastive_head(settings)
 
     def make(num):
