@@ -280,7 +280,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             the branch gets a gradient, zero where nothing is learnt.
         """
         rois = select_positive_rois(proposals, self.num_classes, self.gt_boxes_only)
-        put_scalars({"mask_head/num_rois": len(rois.supervised), "contrastive/num_rois": len(rois)})
+        scalars = {"mask_head/num_rois": len(rois.supervised), "contrastive/num_rois": len(rois)}
         contrastive = self.contrastive_head
         has_loss = contrastive is not None and contrastive.has_loss
 
@@ -302,20 +302,21 @@ class ContrastMaskROIHeads(StandardROIHeads):
         losses, sampled, mask_logits = {}, None, None
         if has_loss and len(rois):
             losses["loss_contrastive"], sampled = self._contrastive_loss(
-                encoded, cam, rois.has_mask, crop_targets
+                encoded, cam, rois.has_mask, crop_targets, scalars
             )
             encoded = encoded[rois.supervised]
         elif has_loss:
             losses["loss_contrastive"] = _zero_loss(contrastive)
         if len(rois.supervised):
             losses["loss_mask"], mask_logits = self._mask_loss(
-                features, encoded, cam, rois, crop_targets
+                features, encoded, cam, rois, crop_targets, scalars
             )
         else:
             losses["loss_mask"] = _zero_loss(self.mask_head)
             if contrastive is not None and not has_loss:
                 losses["loss_mask"] = losses["loss_mask"] + _zero_loss(contrastive)
 
+        put_scalars(scalars)
         storage = get_event_storage()
         if self.vis_period > 0 and storage.iter % self.vis_period == 0 and len(rois):
             put_training_images(
@@ -325,13 +326,14 @@ class ContrastMaskROIHeads(StandardROIHeads):
             )
         return losses
 
-    def _contrastive_loss(self, encoded, cam, has_mask, crop_targets):
+    def _contrastive_loss(self, encoded, cam, has_mask, crop_targets, scalars):
         """
         Args:
             encoded (Tensor): (R, D, H, W), encoder output of all positive RoIs, R > 0.
             cam (Tensor): (R, 1, h, w), their CAMs.
             has_mask (Tensor): (R,) bool, True for base RoIs.
             crop_targets (callable): size -> their mask targets, (R, size, size) bool.
+            scalars (dict): numbers for the event storage are added to it.
 
         Returns:
             tuple[Tensor, KeySets]: the weighted loss, and the sampled keys.
@@ -346,13 +348,12 @@ class ContrastMaskROIHeads(StandardROIHeads):
             has_mask,
             min_max_normalize(resize_map(cam.detach(), size))[:, 0],
         )
-        scalars = {"contrastive/num_kept": pixel_sets.kept.sum()}
+        scalars["contrastive/num_kept"] = pixel_sets.kept.sum()
         scalars.update({f"contrastive/num_{k}": v.sum() for k, v in sampled._asdict().items()})
         scalars.update({f"contrastive/{k}": v for k, v in terms._asdict().items()})
-        put_scalars(scalars)
         return sum(terms) * (self.contrastive_head.loss_weight * ramp), sampled
 
-    def _mask_loss(self, features, encoded, cam, rois, crop_targets):
+    def _mask_loss(self, features, encoded, cam, rois, crop_targets, scalars):
         """
         Args:
             features (dict[str, Tensor]):
@@ -360,6 +361,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             cam (Tensor): (R, 1, h, w), CAMs of all positive RoIs.
             rois (PositiveRoIs):
             crop_targets (callable): size -> mask targets of all R, (R, size, size) bool.
+            scalars (dict): numbers for the event storage are added to it.
 
         Returns:
             tuple[Tensor, Tensor]: the loss, and the logits (S, 1, H, W).
@@ -374,7 +376,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         )
         masks = crop_targets(logits.shape[-1])[rois.supervised]
         rates = mask_error_rates(logits, masks)
-        put_scalars({f"mask_head/{k}": v for k, v in rates.items()})
+        scalars.update({f"mask_head/{k}": v for k, v in rates.items()})
         return mask_loss(logits, masks), logits
 
     def _mask_features(self, features, boxes):

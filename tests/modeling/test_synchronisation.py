@@ -1,0 +1,114 @@
+"""
+Operations that make the host wait for the device: not more than in Detectron2's own heads, although
+the contrastive head has a RoIAlign of its own, which waits three times.
+"""
+
+import warnings
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from contrastmask.modeling import positive_rois, roi_heads
+
+# Operators whose result, or its shape, the host has to know.
+_WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
+# Methods that copy to the host without an operator of their own on the CPU.
+_COPYING = ("cpu", "tolist", "numpy")
+
+
+class CountWaits(TorchDispatchMode):
+    """Counts what would wait if all tensors were on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = (
+            args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
+        )
+        is_mask = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in indices)
+        repeats = name == "repeat_interleave" and func._overloadname != "self_int"
+        self.count += name.startswith(_WAITING) or is_mask or repeats
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """CountWaits that is also told about copies to the host."""
+    counter = CountWaits()
+
+    def counting(method):
+        def call(*args, **kwargs):
+            counter.count += 1
+            return method(*args, **kwargs)
+
+        return call
+
+    def select_positive_rois(*args):
+        before = counter.count
+        rois = positive_rois.select_positive_rois(*args)
+        counter.count = before + 1  # one copy to the host; the rest is work on the copy
+        return rois
+
+    monkeypatch.setattr(roi_heads, "select_positive_rois", select_positive_rois)
+    for name in _COPYING:
+        monkeypatch.setattr(torch.Tensor, name, counting(getattr(torch.Tensor, name)))
+    return counter
+
+
+@pytest.fixture
+def detectron2_cfg(heads_cfg):
+    """`heads_cfg` with Detectron2's own heads."""
+    cfg = heads_cfg.clone()
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
+    return cfg
+
+
+def test_the_counter_counts(waits):
+    x = torch.arange(4.0)
+    with waits:
+        _ = x[x > 1], x.sum().item(), (x > 1).nonzero(), x.tolist(), x.cpu(), x * 2, x[1:]
+    assert waits.count == 5
+
+
+def test_not_more_waits_than_detectron2(
+    heads_cfg, detectron2_cfg, build_heads, make_batch, run_heads, waits
+):
+    counts = []
+    for cfg in (detectron2_cfg, heads_cfg):
+        heads, batch = build_heads(cfg), make_batch(has_mask=True)
+        waits.count = 0
+        with waits:
+            losses, _ = run_heads(heads, batch)
+            sum(losses.values()).backward()
+        assert torch.isfinite(losses["loss_mask"])
+        counts.append(waits.count)
+    assert 0 < counts[1] <= counts[0], counts
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_not_more_waits_than_detectron2_on_cuda(
+    heads_cfg, detectron2_cfg, build_heads, make_batch, run_heads
+):
+    counts = []
+    for cfg in (detectron2_cfg, heads_cfg):
+        cfg.MODEL.DEVICE = "cuda"
+        heads, batch = build_heads(cfg).cuda(), make_batch(has_mask=True, device="cuda")
+        run_heads(heads, batch)  # the first call loads kernels
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                losses, _ = run_heads(heads, batch)
+                sum(losses.values()).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        counts.append(sum("synchroniz" in str(x.message) for x in caught))
+    assert 0 < counts[1] <= counts[0], counts
