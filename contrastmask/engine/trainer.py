@@ -81,6 +81,19 @@ class Trainer(DefaultTrainer):
                 f"{self.cfg.OUTPUT_DIR} has to be the same folder on all machines"
             )
 
+    def state_dict(self):
+        """As in Detectron2; 0.6 leaves out the optimizer and the scale of mixed precision."""
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict):
+        if "_trainer" not in state_dict:
+            logger.warning("The checkpoint has no state of the optimizer, which starts anew")
+            TrainerBase.load_state_dict(self, state_dict)
+            return
+        super().load_state_dict(state_dict)
+        if "load_state_dict" not in vars(DefaultTrainer):  # 0.6
+            self._trainer.load_state_dict(state_dict["_trainer"])
+
     def after_step(self):
         with self._exit_if_not_writable():
             super().after_step()
