@@ -67,7 +67,7 @@ def _is_before(line, iteration):
 
 
 class LenientWriter(EventWriter):
-    """Another writer whose failures to write are reported, once, and do not end the training."""
+    """Another writer, given up with a message when it cannot write. Training goes on."""
 
     def __init__(self, writer, folder):
         """
@@ -77,19 +77,19 @@ class LenientWriter(EventWriter):
         """
         self._writer = writer
         self._folder = folder
-        self._failed = False
 
     def write(self):
-        self._attempt(self._writer.write)
+        self._attempt("write")
 
     def close(self):
-        self._attempt(self._writer.close)
+        self._attempt("close")
 
     def _attempt(self, action):
+        if self._writer is None:
+            return
         try:
-            action()
+            getattr(self._writer, action)()
         except OSError as error:
-            if not self._failed:
-                name = f"{type(self._writer).__name__}: metrics in {self._folder}"
-                logger.error(f"{describe(name, error)}. Training goes on without them")
-            self._failed = True
+            name = f"{type(self._writer).__name__}: metrics in {self._folder}"
+            logger.error(f"{describe(name, error)}. Training goes on without them")
+            self._writer = None

@@ -148,10 +148,10 @@ def _read(log, begin):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
+    parser.add_argument("reference", type=Path, help="output of the same without kills")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--reference", type=Path, help="output of the same without kills")
     parser.add_argument("--kills", default="", help="kinds of kills with commas between them")
-    parser.add_argument("--longest-delay", type=float, default=6)
+    parser.add_argument("--longest-delay", type=float, default=6, help="in training steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fork", action="store_true")
     args, opts = parser.parse_known_args()
@@ -163,15 +163,19 @@ def main():
 
         torch.set_num_threads(1)
         training = ForkedTraining
+
+    def train(output, kills):
+        output.mkdir(parents=True, exist_ok=True)
+        log = output.with_suffix(".log")
+        start = partial(training, arguments(args.data, output, *opts), log)
+        return train_with_kills(start, output, log, kills)
+
+    train(args.reference, [])
+    last_line = (args.reference / "metrics.json").read_text().splitlines()[-2]
+    longest = args.longest_delay * json.loads(last_line)["time"]
     rng = random.Random(args.seed)
     kinds = args.kills.split(",") if args.kills else []
-    kills = [(kind, rng.uniform(0, args.longest_delay)) for kind in kinds]
-    for output, its_kills in ((args.reference, []), (args.output, kills)):
-        if output:
-            output.mkdir(parents=True, exist_ok=True)
-            log = output.with_suffix(".log")
-            start = partial(training, arguments(args.data, output, *opts), log)
-            met = train_with_kills(start, output, log, its_kills)
+    met = train(args.output, [(kind, rng.uniform(0, longest)) for kind in kinds])
     print(json.dumps(met))
 
 
