@@ -97,6 +97,9 @@ def _add_model_config(cfg):
     # Parts of the model that do not learn, as prefixes of parameter names: ["backbone",
     # "proposal_generator"] to train the RoI heads only, on top of a detector.
     cfg.MODEL.FROZEN_PARTS = []
+    # Keep feature maps and convolutions in channels-last order in training and evaluation, which
+    # is faster on some machines (docs/PERFORMANCE.md). Results differ by rounding only.
+    cfg.MODEL.CHANNELS_LAST = False
     # Limit decoded log-size deltas from below as well, to -log(1000 / 16), in the RoI heads and in
     # the ContrastMaskRPN (published models). Detectron2 limits them from above only.
     cfg.MODEL.CLAMP_BOX_DELTAS_BELOW = False
@@ -177,6 +180,10 @@ def _add_contrastive_head_config(cfg):
     # Temperatures for easy and for hard keys (Sec. 4.1).
     head.TEMPERATURE_EASY = 0.3
     head.TEMPERATURE_HARD = 0.7
+    # Largest number of RoIs in the loss, per GPU; 0: all positive RoIs (authors' code). The RoIs of
+    # the mask loss always take part, the others are drawn at random. Time and memory of the
+    # contrastive branch are proportional to this number.
+    head.MAX_ROIS = 0
     # Weight of the loss. 0 leaves the loss and the projector out and keeps the enhanced features.
     head.LOSS_WEIGHT = 0.1
     # Ramp of the weight (authors' code): training is cut into RAMP_STEPS equal steps; in step s

@@ -41,13 +41,15 @@ class PositiveRoIs(NamedTuple):
         return cat([x.gt_has_mask for x in self.instances])
 
 
-def select_positive_rois(proposals, num_classes, gt_boxes_only):
+def select_positive_rois(proposals, num_classes, gt_boxes_only, max_rois=0):
     """
     Args:
         proposals (list[Instances]): the sampled proposals of each image, with `proposal_boxes`,
             `gt_classes`, `gt_has_mask` and `is_gt_box`.
         num_classes (int): number of foreground classes.
         gt_boxes_only (bool): let only ground-truth boxes supervise masks.
+        max_rois (int): if there are more positive RoIs in the batch, take those that supervise
+            masks, and a random choice of the others up to this number; 0 for all.
 
     Returns:
         PositiveRoIs. Their number is read from the device once for the whole batch.
@@ -62,6 +64,8 @@ def select_positive_rois(proposals, num_classes, gt_boxes_only):
     device = classes.device
     lengths = [len(x) for x in proposals]
     positive, supervised = flags
+    if max_rois > 0:
+        positive = _limit(positive, supervised, max_rois)
     instances, supervised_boxes = [], []
     for x, pos, sup in zip(proposals, positive.split(lengths), supervised.split(lengths)):
         instances.append(x[_where(pos, device)])
@@ -69,6 +73,14 @@ def select_positive_rois(proposals, num_classes, gt_boxes_only):
     return PositiveRoIs(
         instances, _where(positive, device), _where(supervised[positive], device), supervised_boxes
     )
+
+
+def _limit(positive, supervised, max_rois):
+    others = (positive & ~supervised).nonzero()[:, 0]
+    num_others = max(max_rois - int(supervised.sum()), 0)
+    limited = supervised.clone()
+    limited[others[torch.randperm(len(others))[:num_others]]] = True
+    return limited
 
 
 def _where(flags, device):

@@ -47,6 +47,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         contrastive_pooler: Optional[nn.Module] = None,
         contrastive_head: Optional[nn.Module] = None,
         loss_ramp=None,
+        max_contrastive_rois: int = 0,
         cam_on: bool = True,
         gt_boxes_only: bool = True,
         test_rois_per_chunk: int = 128,
@@ -60,6 +61,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             contrastive_pooler (nn.Module): pools the features of the contrastive head.
             contrastive_head (nn.Module): None leaves a class-agnostic Mask R-CNN.
             loss_ramp (callable): iteration -> factor of the contrastive loss.
+            max_contrastive_rois (int): RoIs of a batch in the contrastive loss; 0 for all positive.
             cam_on (bool): whether the mask head receives CAMs.
             gt_boxes_only (bool): mask loss on ground-truth boxes only, not on other proposals.
             test_rois_per_chunk (int): RoIs the mask branch runs on at once in inference.
@@ -95,6 +97,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         self.contrastive_pooler = contrastive_pooler
         self.contrastive_head = contrastive_head
         self.loss_ramp = loss_ramp
+        self.max_contrastive_rois = max_contrastive_rois
         self.cam_on = cam_on
         self.gt_boxes_only = gt_boxes_only
         self.test_rois_per_chunk = test_rois_per_chunk
@@ -142,6 +145,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             ),
             "contrastive_head": ContrastiveHead(cfg, shape),
             "loss_ramp": LossRamp(cfg),
+            "max_contrastive_rois": head.MAX_ROIS,
         }
 
     def forward(self, images, features, proposals, targets=None):
@@ -279,7 +283,9 @@ class ContrastMaskROIHeads(StandardROIHeads):
             dict[str, Tensor]: "loss_mask", and "loss_contrastive" if it is on. Every parameter of
             the branch gets a gradient, zero where nothing is learnt.
         """
-        rois = select_positive_rois(proposals, self.num_classes, self.gt_boxes_only)
+        rois = select_positive_rois(
+            proposals, self.num_classes, self.gt_boxes_only, self.max_contrastive_rois
+        )
         scalars = {"mask_head/num_rois": len(rois.supervised), "contrastive/num_rois": len(rois)}
         contrastive = self.contrastive_head
         has_loss = contrastive is not None and contrastive.has_loss
@@ -291,7 +297,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
                 encoded = contrastive(self._contrastive_features(features, boxes))
 
         cam = None
-        if len(rois):
+        if len(rois) and (self.cam_on or has_loss):
             cam = class_activation_map(class_map[rois.index], self._class_weights(rois.classes))
             cam = resize_map(cam, self._mask_input_size)
 
@@ -318,7 +324,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
 
         put_scalars(scalars)
         storage = get_event_storage()
-        if self.vis_period > 0 and storage.iter % self.vis_period == 0 and len(rois):
+        if self.vis_period > 0 and storage.iter % self.vis_period == 0 and cam is not None:
             put_training_images(
                 cam=min_max_normalize(cam.detach())[:, 0],
                 sampled=sampled,
@@ -358,7 +364,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         Args:
             features (dict[str, Tensor]):
             encoded (Tensor): (S, D, H, W), encoder output of the supervised RoIs, S > 0, or None.
-            cam (Tensor): (R, 1, h, w), CAMs of all positive RoIs.
+            cam (Tensor): (R, 1, h, w), CAMs of all positive RoIs; None if nothing uses them.
             rois (PositiveRoIs):
             crop_targets (callable): size -> mask targets of all R, (R, size, size) bool.
             scalars (dict): numbers for the event storage are added to it.

@@ -9,6 +9,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from contrastmask import add_contrastmask_config
+from contrastmask.modeling import roi_heads
+from contrastmask.modeling.cam import resize_map
 from contrastmask.modeling.contrastive_head import Projector
 
 
@@ -397,6 +399,37 @@ def test_bfloat16_autocast_stays_close(heads_cfg, build_heads, run_heads):
         results.append(losses)
     for name in results[0]:
         torch.testing.assert_close(results[0][name], results[1][name], rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("max_rois", [1, 6, 100])
+def test_cap_of_the_rois_in_the_loss(heads_cfg, build_heads, run_heads, max_rois):
+    expected, storage = run_heads(build_heads(heads_cfg))
+    num_all, num_supervised = (
+        storage.latest()[f"{x}/num_rois"][0] for x in ("contrastive", "mask_head")
+    )
+    assert 1 < num_supervised < 6 < num_all < 100
+    heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD.MAX_ROIS = max_rois
+    losses, storage = run_heads(build_heads(heads_cfg))
+    assert storage.latest()["mask_head/num_rois"][0] == num_supervised
+    number = storage.latest()["contrastive/num_rois"][0]
+    assert number == min(max(max_rois, num_supervised), num_all)
+    torch.testing.assert_close(losses["loss_mask"], expected["loss_mask"])
+    assert torch.isfinite(total(losses))
+
+
+def test_no_cams_in_training_where_nothing_uses_them(
+    heads_cfg, build_heads, run_heads, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(roi_heads, "resize_map", lambda *args: calls.append(1) or resize_map(*args))
+    run_heads(build_heads(heads_cfg))
+    assert calls
+    calls.clear()
+    heads_cfg.MODEL.ROI_MASK_HEAD.CAM_ON = False
+    heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD.ENABLED = False
+    heads_cfg.VIS_PERIOD = 1
+    losses, _ = run_heads(build_heads(heads_cfg))
+    assert torch.isfinite(total(losses)) and not calls
 
 
 BAD_CONFIGS = {
