@@ -132,6 +132,16 @@ def _add_mask_head_config(cfg):
     # Standard deviation of the initial weights of the mask logit layer. 0: Kaiming normal over
     # fan-out, as in the authors' code (1.41: large). Detectron2 itself uses 0.001.
     cfg.MODEL.ROI_MASK_HEAD.LOGIT_INIT_STD = 0.0
+    # A second mask loss, on ground-truth boxes without a mask: each row and column of the box has
+    # foreground, and neighbouring pixels of similar colour belong together (BoxInst, arXiv
+    # 2012.02310; not part of ContrastMask). Costs nothing at test time; see docs/RESULTS.md.
+    cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION = CN()
+    # Weight of that loss; 0 leaves it out.
+    cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT = 0.0
+    # Colours are similar below this Euclidean distance, in units of 0..255 per channel.
+    cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.MAX_COLOR_DISTANCE = 15.0
+    # Fraction of training during which the weight grows from 0 to its value.
+    cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP = 0.5
     # At test time the mask branch runs on at most this many RoIs at once, which bounds its memory.
     cfg.MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK = 128
 

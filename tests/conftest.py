@@ -9,7 +9,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import build_roi_heads
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from contrastmask import add_contrastmask_config
@@ -132,9 +132,12 @@ def run_heads(make_batch):
 
     def run(heads, batch=None, iteration=0):
         features, proposals, targets = batch or make_batch()
+        generator = torch.Generator().manual_seed(5)
+        pixels = torch.rand(len(targets), 3, 96, 96, generator=generator)
+        images = ImageList(pixels.to(features["p2"].device), [(96, 96)] * len(targets))
         heads.train()
         with EventStorage(iteration) as storage:
-            _, losses = heads(None, features, proposals, targets)
+            _, losses = heads(images, features, proposals, targets)
         return losses, storage
 
     return run

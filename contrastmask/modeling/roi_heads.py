@@ -20,6 +20,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from .box_head import ContrastMaskBoxPredictor
+from .box_supervision import BoxSupervision
 from .cam import class_activation_map, min_max_normalize, resize_map
 from .contrastive_head import ContrastiveHead
 from .event_scalars import put_scalars
@@ -48,6 +49,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         contrastive_head: Optional[nn.Module] = None,
         loss_ramp=None,
         max_contrastive_rois: int = 0,
+        box_supervision: Optional[nn.Module] = None,
         cam_on: bool = True,
         gt_boxes_only: bool = True,
         test_rois_per_chunk: int = 128,
@@ -62,6 +64,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             contrastive_head (nn.Module): None leaves a class-agnostic Mask R-CNN.
             loss_ramp (callable): iteration -> factor of the contrastive loss.
             max_contrastive_rois (int): RoIs of a batch in the contrastive loss; 0 for all positive.
+            box_supervision (nn.Module): mask loss of ground-truth boxes without a mask, or None.
             cam_on (bool): whether the mask head receives CAMs.
             gt_boxes_only (bool): mask loss on ground-truth boxes only, not on other proposals.
             test_rois_per_chunk (int): RoIs the mask branch runs on at once in inference.
@@ -92,12 +95,17 @@ class ContrastMaskROIHeads(StandardROIHeads):
             )
         if comm.get_world_size() > 1 and self.mask_on:
             _refuse_synchronized_norms([self.mask_head, contrastive_head])
+        if box_supervision is not None and not proposal_append_gt:
+            raise ValueError(
+                "MODEL.ROI_MASK_HEAD.BOX_SUPERVISION needs MODEL.ROI_HEADS.PROPOSAL_APPEND_GT True"
+            )
         self.append_gt = proposal_append_gt
         self.include_gt_boxes = include_gt_boxes
         self.contrastive_pooler = contrastive_pooler
         self.contrastive_head = contrastive_head
         self.loss_ramp = loss_ramp
         self.max_contrastive_rois = max_contrastive_rois
+        self.box_supervision = box_supervision
         self.cam_on = cam_on
         self.gt_boxes_only = gt_boxes_only
         self.test_rois_per_chunk = test_rois_per_chunk
@@ -107,6 +115,8 @@ class ContrastMaskROIHeads(StandardROIHeads):
     def from_config(cls, cfg, input_shape):
         ret = super().from_config(cfg, input_shape)
         ret.update(cls._init_contrastive_head(cfg, input_shape))
+        if cfg.MODEL.MASK_ON:
+            ret["box_supervision"] = BoxSupervision.from_config(cfg)
         ret["cam_on"] = cfg.MODEL.ROI_MASK_HEAD.CAM_ON
         ret["gt_boxes_only"] = cfg.MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY
         ret["test_rois_per_chunk"] = cfg.MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK
@@ -150,7 +160,6 @@ class ContrastMaskROIHeads(StandardROIHeads):
 
     def forward(self, images, features, proposals, targets=None):
         """See :class:`detectron2.modeling.ROIHeads`."""
-        del images
         if not self.training:
             instances = self._detect(features, proposals)
             return self.forward_with_given_boxes(features, instances), {}
@@ -161,7 +170,9 @@ class ContrastMaskROIHeads(StandardROIHeads):
         losses = self.box_predictor.losses(self.box_predictor(box_features), proposals)
         if self.mask_on:
             losses.update(
-                self._mask_branch_losses(features, box_features.class_map, proposals, targets)
+                self._mask_branch_losses(
+                    images, features, box_features.class_map, proposals, targets
+                )
             )
         losses.update(self._forward_keypoint(features, proposals))
         return proposals, losses
@@ -271,26 +282,32 @@ class ContrastMaskROIHeads(StandardROIHeads):
             logits.append(self.mask_head(self._mask_features(features, chunk), cam, enhanced))
         return cat(logits)
 
-    def _mask_branch_losses(self, features, class_map, proposals, targets):
+    def _mask_branch_losses(self, images, features, class_map, proposals, targets):
         """
         Args:
+            images (ImageList): the batch.
             features (dict[str, Tensor]):
             class_map (Tensor): (P, C, h, w), of all sampled proposals.
             proposals (list[Instances]): the sampled proposals.
             targets (list[Instances]): ground truth with masks.
 
         Returns:
-            dict[str, Tensor]: "loss_mask", and "loss_contrastive" if it is on. Every parameter of
-            the branch gets a gradient, zero where nothing is learnt.
+            dict[str, Tensor]: "loss_mask", and "loss_contrastive" and "loss_box_supervision" if
+            they are on. Every parameter of the branch gets a gradient, zero where nothing is
+            learnt.
         """
         rois = select_positive_rois(
-            proposals, self.num_classes, self.gt_boxes_only, self.max_contrastive_rois
+            proposals,
+            self.num_classes,
+            self.gt_boxes_only,
+            max_rois=self.max_contrastive_rois,
+            box_supervision=self.box_supervision is not None,
         )
-        scalars = {"mask_head/num_rois": len(rois.supervised), "contrastive/num_rois": len(rois)}
+        scalars = {"mask_head/num_rois": len(rois.with_mask), "contrastive/num_rois": len(rois)}
         contrastive = self.contrastive_head
         has_loss = contrastive is not None and contrastive.has_loss
 
-        encoded = None  # features of the S supervised RoIs, or of all R if they have a loss
+        encoded = None  # features of the M supervised RoIs, or of all R if they have a loss
         if contrastive is not None:
             boxes = rois.boxes if has_loss else rois.supervised_boxes
             if sum(len(x) for x in boxes):
@@ -314,13 +331,12 @@ class ContrastMaskROIHeads(StandardROIHeads):
         elif has_loss:
             losses["loss_contrastive"] = _zero_loss(contrastive)
         if len(rois.supervised):
-            losses["loss_mask"], mask_logits = self._mask_loss(
-                features, encoded, cam, rois, crop_targets, scalars
-            )
-        else:
-            losses["loss_mask"] = _zero_loss(self.mask_head)
-            if contrastive is not None and not has_loss:
-                losses["loss_mask"] = losses["loss_mask"] + _zero_loss(contrastive)
+            mask_logits = self._training_mask_logits(features, encoded, cam, rois)
+        losses["loss_mask"] = self._mask_loss(mask_logits, rois, crop_targets, scalars)
+        if self.box_supervision is not None:
+            losses["loss_box_supervision"] = self._box_supervision_loss(mask_logits, images, rois)
+        if mask_logits is None and contrastive is not None and not has_loss:
+            losses["loss_mask"] = losses["loss_mask"] + _zero_loss(contrastive)
 
         put_scalars(scalars)
         storage = get_event_storage()
@@ -359,31 +375,61 @@ class ContrastMaskROIHeads(StandardROIHeads):
         scalars.update({f"contrastive/{k}": v for k, v in terms._asdict().items()})
         return sum(terms) * (self.contrastive_head.loss_weight * ramp), sampled
 
-    def _mask_loss(self, features, encoded, cam, rois, crop_targets, scalars):
+    def _training_mask_logits(self, features, encoded, cam, rois):
         """
         Args:
             features (dict[str, Tensor]):
-            encoded (Tensor): (S, D, H, W), encoder output of the supervised RoIs, S > 0, or None.
+            encoded (Tensor): (M, D, H, W), encoder output of the supervised RoIs, M > 0, or None.
             cam (Tensor): (R, 1, h, w), CAMs of all positive RoIs; None if nothing uses them.
+            rois (PositiveRoIs):
+
+        Returns:
+            Tensor: (M, 1, H, W), the logits of the supervised RoIs.
+        """
+        enhanced = None
+        if encoded is not None:
+            enhanced = enhance_by_self_similarity(encoded, self._mask_input_size)
+        return self.mask_head(
+            self._mask_features(features, rois.supervised_boxes),
+            min_max_normalize(cam[rois.supervised]) if self.cam_on else None,
+            enhanced,
+        )
+
+    def _mask_loss(self, logits, rois, crop_targets, scalars):
+        """
+        Args:
+            logits (Tensor): (M, 1, H, W) of the supervised RoIs, or None if there are none.
             rois (PositiveRoIs):
             crop_targets (callable): size -> mask targets of all R, (R, size, size) bool.
             scalars (dict): numbers for the event storage are added to it.
 
         Returns:
-            tuple[Tensor, Tensor]: the loss, and the logits (S, 1, H, W).
+            Tensor: the loss on the S RoIs with a mask.
         """
-        enhanced = None
-        if encoded is not None:
-            enhanced = enhance_by_self_similarity(encoded, self._mask_input_size)
-        logits = self.mask_head(
-            self._mask_features(features, rois.supervised_boxes),
-            min_max_normalize(cam[rois.supervised]) if self.cam_on else None,
-            enhanced,
-        )
+        if len(rois.with_mask) == 0:
+            return _zero_loss(self.mask_head)
         masks = crop_targets(logits.shape[-1])[rois.supervised]
+        if len(rois.box_only):
+            logits, masks = logits[rois.with_mask], masks[rois.with_mask]
         rates = mask_error_rates(logits, masks)
         scalars.update({f"mask_head/{k}": v for k, v in rates.items()})
-        return mask_loss(logits, masks), logits
+        return mask_loss(logits, masks)
+
+    def _box_supervision_loss(self, logits, images, rois):
+        """
+        Args:
+            logits (Tensor): (M, 1, H, W) of the supervised RoIs, or None if there are none.
+            images (ImageList): the batch.
+            rois (PositiveRoIs):
+
+        Returns:
+            Tensor: the loss on the T RoIs without a mask.
+        """
+        if len(rois.box_only) == 0:
+            return _zero_loss(self.mask_head)
+        iteration = get_event_storage().iter
+        boxes = rois.box_only_boxes
+        return self.box_supervision(logits[rois.box_only], images.tensor, boxes, iteration)
 
     def _mask_features(self, features, boxes):
         return self.mask_pooler([features[f] for f in self.mask_in_features], boxes)

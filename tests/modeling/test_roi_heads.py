@@ -104,10 +104,15 @@ DEGENERATE = {
 }
 
 
+@pytest.mark.parametrize("box_weight", [0.0, 1.0])
 @pytest.mark.parametrize("loss_weight", [0.1, 0.0])
 @pytest.mark.parametrize("case", DEGENERATE)
-def test_degenerate_batches(heads_cfg, build_heads, make_batch, run_heads, case, loss_weight):
+def test_degenerate_batches(
+    heads_cfg, build_heads, make_batch, run_heads, case, loss_weight, box_weight
+):
     params = dict(DEGENERATE[case])
+    if params.get("drop_gt") and box_weight:
+        return  # refused; see BAD_CONFIGS
     features, proposals, targets = make_batch(
         num_boxes=params["num_boxes"], has_mask=params.get("has_mask")
     )
@@ -132,9 +137,11 @@ def test_degenerate_batches(heads_cfg, build_heads, make_batch, run_heads, case,
         for x in targets:
             x.gt_boxes.tensor[0] = torch.tensor([95.0, 95.0, 200.0, 200.0])
     heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD.LOSS_WEIGHT = loss_weight
+    heads_cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT = box_weight
     heads = build_heads(heads_cfg)
     losses, _ = run_heads(heads, (features, proposals, targets))
     assert ("loss_contrastive" in losses) == (loss_weight > 0)
+    assert ("loss_box_supervision" in losses) == (box_weight > 0)
     for name, loss in losses.items():
         assert torch.isfinite(loss), name
     total(losses).backward()
@@ -153,6 +160,40 @@ def test_mask_loss_uses_ground_truth_boxes_of_base_instances(
     heads_cfg.MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY = False
     _, storage = run_heads(build_heads(heads_cfg))
     assert 4 < storage.latest()["mask_head/num_rois"][0] < positives
+
+
+def test_box_supervision(heads_cfg, build_heads, make_batch, run_heads):
+    """It learns from boxes without a mask, not from their masks; other losses stay as they are."""
+    heads_cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
+    # Colours differ by up to 1 in the made-up images, before they are scaled by PIXEL_STD.
+    heads_cfg.MODEL.PIXEL_STD = [255.0, 255.0, 255.0]
+    heads_cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.MAX_COLOR_DISTANCE = 100.0
+
+    def run(weight, batch):
+        heads_cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT = weight
+        heads = build_heads(heads_cfg)
+        torch.manual_seed(3)
+        return heads, *run_heads(heads, batch, iteration=100)
+
+    changed = make_batch()
+    for x in changed[2]:
+        x.gt_masks.tensor[~x.gt_has_mask] ^= True
+    _, without, _ = run(0.0, make_batch())
+    heads, losses, storage = run(2.0, make_batch())
+    _, of_changed, _ = run(2.0, changed)
+    assert losses["loss_box_supervision"] > 0
+    assert of_changed == losses
+    for name in without:
+        assert torch.allclose(losses[name], without[name], rtol=1e-5), name
+    assert storage.latest()["mask_head/num_rois"][0] == 4
+
+    losses["loss_box_supervision"].backward()
+    trained = {n for n, g in gradients(heads).items() if g is not None and g.abs().sum() > 0}
+    assert "mask_head.predictor.weight" in trained and "mask_head.fuse.weight" in trained
+    assert not any(name.startswith(("box_predictor", "box_head.reg")) for name in trained)
+
+    _, losses, _ = run(2.0, make_batch(has_mask=True))
+    assert losses["loss_box_supervision"] == 0
 
 
 def test_ground_truth_boxes_are_known_by_origin_not_by_value(heads_cfg, build_heads, make_batch):
@@ -439,6 +480,16 @@ BAD_CONFIGS = {
     "TRAIN_ON_PRED_BOXES": ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True),
     "TEST_ROIS_PER_CHUNK": ("MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK", 0),
     "PROPOSAL_APPEND_GT": ("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False),
+    "BOX_SUPERVISION.LOSS_WEIGHT": ("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT", -1.0),
+    "BOX_SUPERVISION.WARMUP": ("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP", 1.5),
+    "BOX_SUPERVISION needs": (
+        "MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY",
+        False,
+        "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT",
+        False,
+        "MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT",
+        1.0,
+    ),
 }
 
 

@@ -1,0 +1,125 @@
+"""The mask loss of boxes without a mask."""
+
+import math
+
+import pytest
+import torch
+from detectron2.structures import Boxes
+
+from contrastmask.modeling.box_supervision import (
+    BoxSupervision,
+    color_affinity_loss,
+    crop_colors,
+    projection_loss,
+)
+
+SIDE, MARGIN = 6, 2
+
+
+def made_up(num=3):
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(num, SIDE, SIDE, generator=generator, dtype=torch.float64) * 3
+    side = SIDE + 2 * MARGIN
+    return logits, torch.rand(num, 3, side, side, generator=generator, dtype=torch.float64)
+
+
+def test_projection_against_loops():
+    logits, _ = made_up()
+    terms = []
+    for roi in logits.sigmoid().tolist():
+        terms += [-math.log(max(row)) for row in roi]
+        terms += [-math.log(max(column)) for column in zip(*roi)]
+    assert projection_loss(logits).item() == pytest.approx(sum(terms) / len(terms), rel=1e-9)
+
+
+def test_affinity_against_loops():
+    logits, colors = made_up(2)
+    probability = torch.zeros(2, SIDE + 4, SIDE + 4, dtype=torch.float64)
+    probability[:, 2:-2, 2:-2] = logits.sigmoid()
+    probability[probability == 0] = torch.sigmoid(torch.tensor(-20.0, dtype=torch.float64))
+    is_inside = torch.zeros(SIDE + 4, SIDE + 4, dtype=torch.bool)
+    is_inside[2:-2, 2:-2] = True
+    terms = []
+    pixels = [(y, x) for y in range(SIDE + 4) for x in range(SIDE + 4)]
+    for roi in range(2):
+        for i, (y, x) in enumerate(pixels):
+            for v, u in pixels[i + 1 :]:
+                dy, dx = abs(v - y), abs(u - x)
+                is_neighbour = max(dy, dx) in (1, 2) and min(dy, dx) in (0, max(dy, dx))
+                if not is_neighbour or not (is_inside[y, x] or is_inside[v, u]):
+                    continue
+                if (colors[roi, :, y, x] - colors[roi, :, v, u]).norm() >= 0.4:
+                    continue
+                p, q = probability[roi, y, x], probability[roi, v, u]
+                terms.append(-math.log(p * q + (1 - p) * (1 - q)))
+    assert len(terms) > 50
+    loss = color_affinity_loss(logits, colors, 0.4)
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-6)
+
+
+def test_no_similar_colours():
+    logits, colors = made_up()
+    logits.requires_grad_()
+    loss = color_affinity_loss(logits, colors, 0.0)
+    loss.backward()
+    assert loss == 0 and (logits.grad == 0).all()
+
+
+def test_colours_of_cells():
+    # Cells of 4 pixels; a cell's colour is its place, and the box starts at the third.
+    side = 40
+    places = torch.arange(side).float() // 4
+    images = torch.zeros(2, 3, side, side)
+    images[1, 0], images[1, 1], images[1, 2] = places, places[:, None], 7.0
+    boxes = [Boxes(torch.zeros(0, 4)), Boxes(torch.tensor([[12.0, 8.0, 28.0, 24.0]]))]
+    colors = crop_colors(images, boxes, 4)
+    assert colors.shape == (1, 3, 8, 8)
+    assert torch.allclose(colors[0, 0], (torch.arange(8.0) + 1).expand(8, 8), atol=1e-5)
+    assert torch.allclose(colors[0, 1], torch.arange(8.0)[:, None].expand(8, 8), atol=1e-5)
+    assert (colors[0, 2] == 7).all()
+
+
+def test_a_disc_is_found_from_its_box():
+    """Gradient descent on the loss alone, from a wrong mask, ends with the object."""
+    side = 56
+    y, x = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
+    inside = (x - 28).square() + (y - 28).square() < 14**2
+    image = torch.where(inside, 200.0, 50.0).expand(1, 3, side, side)
+    boxes = [Boxes(torch.tensor([[14.0, 14.0, 42.0, 42.0]]))]
+    supervision = BoxSupervision(
+        weight=1.0, max_color_distance=30.0, warmup_iters=0, pixel_std=[1.0, 1.0, 1.0]
+    )
+    logits = torch.zeros(1, 1, 28, 28)
+    logits[0, 0, 8:20, 8:20] = 1.0
+    logits.requires_grad_()
+    optimizer = torch.optim.Adam([logits], 0.3)
+    for iteration in range(150):
+        optimizer.zero_grad()
+        supervision(logits, image, boxes, iteration).backward()
+        optimizer.step()
+    found, truth = logits[0, 0] > 0, inside[14:42, 14:42]
+    iou = (found & truth).sum() / (found | truth).sum()
+    filled = truth.float().mean()
+    assert filled < 0.8 < 0.93 < iou
+
+
+def test_weight_and_units():
+    logits, _ = made_up(1)
+    images = torch.rand(1, 3, 20, 20)
+    boxes = [Boxes(torch.tensor([[4.0, 4.0, 16.0, 16.0]]))]
+
+    def loss(weight, warmup_iters, iteration, scale):
+        supervision = BoxSupervision(
+            weight=weight,
+            max_color_distance=80.0,
+            warmup_iters=warmup_iters,
+            pixel_std=[255.0 * scale] * 3,
+        )
+        return supervision(logits[:, None].float(), images / scale, boxes, iteration)
+
+    full = loss(1.0, 10, 9, 1.0)
+    assert full > 0
+    assert torch.allclose(loss(1.0, 10, 4, 1.0), full / 2)
+    assert torch.allclose(loss(0.5, 10, 99, 1.0), full / 2)
+    # The model's normalisation plays no part.
+    assert torch.allclose(loss(1.0, 10, 9, 0.5), full)
