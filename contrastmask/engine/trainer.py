@@ -5,6 +5,7 @@ import os
 import weakref
 from contextlib import contextmanager
 
+import torch
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
@@ -15,6 +16,7 @@ from ..checkpoint import ContrastMaskCheckpointer
 from ..data import ContrastMaskDatasetMapper, build_training_loader, class_split_from_config
 from ..evaluation import ContrastMaskEvaluator, format_results_table, write_results_json
 from ..evaluation.report import write_report
+from ..modeling.frozen_parts import freeze_parts
 from ..output import exit_if_not_writable
 from ..solver import build_optimizer
 from .loss_checking import LossCheckingAMPTrainer, LossCheckingTrainer
@@ -31,14 +33,22 @@ class Trainer(DefaultTrainer):
         """
         Args:
             cfg (CfgNode):
+
+        Raises:
+            ValueError: for SOLVER.AMP.ENABLED without a GPU.
         """
+        on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+        if cfg.SOLVER.AMP.ENABLED and not on_gpu:
+            raise ValueError(
+                f"SOLVER.AMP.ENABLED needs a GPU, and MODEL.DEVICE is {cfg.MODEL.DEVICE}: set "
+                "SOLVER.AMP.ENABLED False"
+            )
         # Not DefaultTrainer's: that one chooses the checkpointer, and DDP on GPUs only, itself.
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
         model = create_ddp_model(
             model,
             broadcast_buffers=False,
@@ -114,6 +124,14 @@ class Trainer(DefaultTrainer):
         except SystemExit as message:
             logger.error(message)  # the end of the program prints it, this keeps it
             raise
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = super().build_model(cfg)
+        freeze_parts(model, cfg.MODEL.FROZEN_PARTS)
+        if cfg.MODEL.CHANNELS_LAST:
+            model = model.to(memory_format=torch.channels_last)
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg):
