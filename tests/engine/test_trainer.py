@@ -60,3 +60,26 @@ def test_optimizer_errors_name_the_key(opts, broken):
     cfg = load_config(small_model.CONFIG_FILE, opts + broken)
     with pytest.raises(ValueError, match="SOLVER.OPTIMIZER"):
         build_optimizer(cfg, torch.nn.Linear(2, 2))
+
+
+def test_amp_without_a_gpu_is_an_error(opts):
+    cfg = load_config(small_model.CONFIG_FILE, [*opts, "SOLVER.AMP.ENABLED", "True"])
+    with pytest.raises(ValueError, match="SOLVER.AMP.ENABLED needs a GPU"):
+        Trainer(cfg)
+
+
+def test_channels_last_changes_rounding_only(opts):
+    outputs = []
+    for value in ("False", "True"):
+        cfg = load_config(small_model.CONFIG_FILE, [*opts, "MODEL.CHANNELS_LAST", value])
+        torch.manual_seed(0)
+        model = Trainer.build_model(cfg).eval()
+        weight = model.roi_heads.contrastive_head.encoder[0].weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == (value == "True")
+        loader = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
+        with torch.no_grad():
+            (output,) = model(next(iter(loader)))
+        outputs.append(output["instances"])
+    first, second = outputs
+    assert len(first) > 0
+    torch.testing.assert_close(first.scores, second.scores, rtol=1e-3, atol=1e-4)
