@@ -58,6 +58,7 @@ def parse_args(argv=None):
         default=os.path.join(ROOT, "configs", "quickstart.yaml"),
         help="of the parts model and mapper (default: configs/quickstart.yaml)",
     )
+    parser.add_argument("--images", type=int, help="images of coco_eval (default: 5000)")
     parser.add_argument("--repeats", type=int, help="measurements of each function")
     parser.add_argument("--threads", type=int, help="of PyTorch on the CPU")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
@@ -66,7 +67,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("opts", nargs="*", help="KEY VALUE overrides of the config, after --")
     args = parser.parse_args(argv)
-    for name in ("rois", "classes", "repeats", "threads"):
+    for name in ("rois", "classes", "images", "repeats", "threads"):
         value = getattr(args, name)
         if value is not None and min(value if isinstance(value, list) else [value]) < 1:
             parser.error(f"--{name} has to be at least 1")
@@ -88,6 +89,7 @@ def main(argv=None):
         rois=args.rois,
         classes=args.classes,
         opts=args.opts,
+        images=args.images,
         repeats=args.repeats,
         quick=args.quick,
     )

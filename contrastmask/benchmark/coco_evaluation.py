@@ -22,7 +22,7 @@ def run(settings):
         list[dict]: one row for each library and type of IoU, and for both types together;
         "difference" is the largest of any AP, in percent, and of any entry of the precision array.
     """
-    num_images, per_image = (10, 10) if settings.quick else (5000, 100)
+    num_images, per_image = (10, 10) if settings.quick else (settings.images or 5000, 100)
     dataset = make_dataset(num_images)
     detections = make_detections(dataset, per_image)
     category_ids = [x["id"] for x in dataset["categories"]]

@@ -14,6 +14,7 @@ class Settings:
     rois (sequence[int]): RoI counts, or None for the counts of each part.
     classes (sequence[int]): numbers of classes.
     config_file (str), opts (sequence[str]): the model, with KEY VALUE overrides.
+    images (int): images of the COCO evaluation, or None for 5,000.
     repeats (int): measurements of each function, or None for the number of each part.
     quick (bool): sizes for a test of the benchmark; the numbers mean nothing.
     """
@@ -24,6 +25,7 @@ class Settings:
     rois: Optional[Sequence[int]] = None
     classes: Sequence[int] = (80, 1200, 3000)
     opts: Sequence[str] = field(default_factory=tuple)
+    images: Optional[int] = None
     repeats: Optional[int] = None
     quick: bool = False
 

@@ -2,8 +2,8 @@
 
 from typing import Callable, NamedTuple
 
+import numpy as np
 import torch
-from detectron2.data import build_detection_train_loader
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch.profiler import ProfilerActivity, profile
@@ -60,11 +60,11 @@ def run(settings):
     """
     num_images, side = (2, 64) if settings.quick else (4, 192)
     rows = []
-    with shapes_dataset(num_images, side, masks="base") as (name, _):
+    with shapes_dataset(num_images, side, masks="base") as (_, dataset):
+        batch = _make_batch(settings, dataset)
         for dtype in settings.dtypes:
             work = {
-                model: _make_work(settings, dtype, name, num_images, opts)
-                for model, opts in _MODELS.items()
+                model: _make_work(settings, dtype, batch, opts) for model, opts in _MODELS.items()
             }
             for stage in ("training", "inference"):
                 functions = {
@@ -92,26 +92,10 @@ def run(settings):
     return rows
 
 
-def _make_work(settings, dtype, dataset_name, num_images, opts):
-    overrides = {
-        "MODEL.DEVICE": settings.device,
-        "MODEL.WEIGHTS": "",
-        "DATASETS.TRAIN": f"('{dataset_name}',)",
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "0.0",
-        "SOLVER.IMS_PER_BATCH": str(num_images),
-        "SOLVER.BASE_LR": "0.0",
-        "DATALOADER.NUM_WORKERS": "0",
-        "DATALOADER.FILTER_EMPTY_ANNOTATIONS": "False",
-    }
-    overrides = [text for pair in overrides.items() for text in pair]
-    quick = _QUICK if settings.quick else ()
-    cfg = load_config(settings.config_file, [*quick, *overrides, *opts, *settings.opts])
+def _make_work(settings, dtype, batch, opts):
+    cfg = _config(settings, opts)
     torch.manual_seed(0)
     model = build_model(cfg)
-    torch.manual_seed(1)
-    batch = next(iter(build_detection_train_loader(
-        cfg, mapper=ContrastMaskDatasetMapper(cfg, is_train=True)
-    )))  # fmt: skip
     optimizer = build_optimizer(cfg, model)
     scaler = torch.amp.GradScaler(enabled=dtype == "float16") if dtype == "float16" else None
 
@@ -144,6 +128,25 @@ def _make_work(settings, dtype, dataset_name, num_images, opts):
         lambda: {k: v.item() for k, v in forward().items()},
         lambda: sum(len(x["instances"]) for x in infer()),
     )
+
+
+def _config(settings, opts=()):
+    overrides = {
+        "MODEL.DEVICE": settings.device,
+        "MODEL.WEIGHTS": "",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "0.0",
+        "SOLVER.BASE_LR": "0.0",
+    }
+    overrides = [text for pair in overrides.items() for text in pair]
+    quick = _QUICK if settings.quick else ()
+    return load_config(settings.config_file, [*quick, *overrides, *opts, *settings.opts])
+
+
+def _make_batch(settings, dataset):
+    """list[dict]: the dataset as the training mapper gives it, the same in each call."""
+    np.random.seed(0)  # of Detectron2's augmentations
+    mapper = ContrastMaskDatasetMapper(_config(settings), is_train=True)
+    return [mapper(image) for image in dataset]
 
 
 def _operators(function, device):
