@@ -43,6 +43,6 @@ def make_rois(num, side, device, seed=0):
 
 
 def make_features(num, channels, side, device, seed=0):
-    """(num, channels, side, side) float32, not negative, as after a ReLU."""
+    """(num, channels, side, side) float32, positive."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(num, channels, side, side, generator=generator).relu_().to(device)
+    return torch.randn(num, channels, side, side, generator=generator).abs_().to(device)

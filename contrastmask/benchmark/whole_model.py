@@ -58,7 +58,7 @@ def run(settings):
         list[dict]: one row for each model, precision and stage; ratios are relative to Mask R-CNN
         in the same precision and stage. "where the time goes" is a list of (operator, share).
     """
-    num_images, side = (2, 64) if settings.quick else (4, 192)
+    num_images, side = (1, 64) if settings.quick else (4, 192)
     rows = []
     with shapes_dataset(num_images, side, masks="base") as (_, dataset):
         batch = _make_batch(settings, dataset)
@@ -70,7 +70,8 @@ def run(settings):
                 functions = {
                     model: x.step if stage == "training" else x.infer for model, x in work.items()
                 }
-                timings = compare(functions, settings.num_repeats(7), settings.device)
+                warmup = 0 if settings.quick else 1
+                timings = compare(functions, settings.num_repeats(7), settings.device, warmup)
                 peaks = {k: peak_memory(f, settings.device) for k, f in functions.items()}
                 for model, timing in timings.items():
                     is_training = stage == "training"
