@@ -69,7 +69,7 @@ def run_study(study, output, train_program, *, num_gpus=0):
                     **_evaluate(study, {**common, **variant.settings}, weights, folder),
                 }
                 _write_json(result, os.path.join(folder, RESULT_FILE))
-            results.append(result)
+            results.append({**result, "title": variant.title})
     return results
 
 
