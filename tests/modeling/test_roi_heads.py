@@ -473,6 +473,23 @@ def test_no_cams_in_training_where_nothing_uses_them(
     assert torch.isfinite(total(losses)) and not calls
 
 
+@pytest.mark.slow
+def test_500_steps_in_bfloat16_stay_finite(heads_cfg, build_heads, make_batch, run_heads):
+    heads, batch = build_heads(heads_cfg), make_batch()
+    optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-3)
+    totals = []
+    for step in range(500):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses, _ = run_heads(heads, batch, step % heads_cfg.SOLVER.MAX_ITER)
+        optimizer.zero_grad()
+        total(losses).backward()
+        assert all(torch.isfinite(g).all() for g in gradients(heads).values()), step
+        optimizer.step()
+        totals.append(total(losses).item())
+    assert torch.tensor(totals).isfinite().all()
+    assert sum(totals[-50:]) < 0.8 * sum(totals[:50])
+
+
 BAD_CONFIGS = {
     "LOSS_FORM": ("MODEL.ROI_CONTRASTIVE_HEAD.LOSS_FORM", "thesis"),
     "SAMPLE_FRACTION": ("MODEL.ROI_CONTRASTIVE_HEAD.SAMPLE_FRACTION", 0.0),
