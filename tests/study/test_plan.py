@@ -25,7 +25,7 @@ def write(tmp_path):
     def write(**changes):
         path = tmp_path / "study.yaml"
         content = {k: v for k, v in {**GOOD, **changes}.items() if v is not ...}
-        path.write_text(yaml.safe_dump(content))
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
         return str(path)
 
     return write

@@ -37,7 +37,7 @@ def study(tmp_path_factory):
         },
     }
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
