@@ -7,7 +7,7 @@ from ..visualization.figure import ROLE_COLORS, save_png
 __all__ = ["plot_study"]
 
 _PANELS = (
-    ("IoU", "mean IoU of masks for ground-truth boxes (%)"),
+    ("IoU", "mean IoU at ground-truth boxes (%)"),
     ("mask AP", "mask AP of detections"),
 )
 _DPI = 120
@@ -37,7 +37,7 @@ def plot_study(summary, path):
         if shown:  # differences are small beside the values
             margin = 0.25 * (max(shown) - min(shown)) + 1e-3
             ax.set_xlim(max(min(shown) - margin, 0), max(shown) + margin)
-        ax.set_xlabel(title + "; the axis does not start at 0")
+        ax.set_xlabel(f"{title}\n(the axis does not start at 0)")
         ax.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(summary)), [x["title"] for x in summary])
     axes[0].invert_yaxis()
