@@ -85,12 +85,14 @@ def test_gradients_are_means_over_processes(finished, opts, name):
         for rank in range(world_size):
             _, found = results[rank][name, scenario]
             assert found.keys() == total.keys()
+            # Rounding in a gradient that nearly cancels is as large as in the others.
+            overall = max(x.abs().max() for x in total.values()) / world_size
             for key in total:
                 mean = total[key] / world_size
                 largest = mean.abs().max()
                 assert largest > 0 or "full" not in kinds, (scenario, key)
                 difference = (found[key] - mean).abs().max()
-                assert difference <= tolerance * largest, (scenario, rank, key)
+                assert difference <= tolerance * max(largest, 0.1 * overall), (scenario, rank, key)
 
 
 def test_evaluation_equals_that_of_one_process(finished, opts, tmp_path):
