@@ -26,7 +26,7 @@ class AtomicFiles:
     def open(self, path, mode="r", **kwargs):
         """As in iopath."""
         if mode in ("w", "wb") and "://" not in path:
-            return _write_whole(path, mode, **kwargs)
+            return write_whole(path, mode, **kwargs)
         return self._path_manager.open(path, mode, **kwargs)
 
 
@@ -49,7 +49,18 @@ def remove_unfinished(folder):
 
 
 @contextmanager
-def _write_whole(path, mode, **kwargs):
+def write_whole(path, mode, **kwargs):
+    """
+    Context with a file that takes its name when it is complete and safely on the disk.
+
+    Args:
+        path (str): of a local file.
+        mode (str): "w" or "wb".
+        kwargs: as for ``open``.
+
+    Yields:
+        file
+    """
     unfinished = path + _SUFFIX
     try:
         with open(unfinished, mode, **kwargs) as f:

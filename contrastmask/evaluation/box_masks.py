@@ -87,7 +87,7 @@ def _class_agnostic_ap(rows, backend):
             }
         )
         if predicted is not None:
-            detections.append({**entry, "segmentation": _as_text(predicted), "score": score})
+            detections.append({**entry, "segmentation": predicted, "score": score})
     if not detections:
         return {"AP": 0.0, "AP50": 0.0}
     precision = coco_precision(

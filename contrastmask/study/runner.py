@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+from ..checkpoint.atomic_files import write_whole
 from ..data import class_split_from_config
 from ..engine import Trainer, load_config
 from ..evaluation.box_masks import evaluate_box_masks
@@ -190,9 +191,6 @@ def _read_json(path):
 
 
 def _write_json(content, path):
-    """Whole or not at all."""
-    temporary = path + ".part"
-    with open(temporary, "w", encoding="utf-8") as f:
+    with write_whole(path, "w", encoding="utf-8") as f:
         json.dump(content, f, indent=2, allow_nan=False)
         f.write("\n")
-    os.replace(temporary, path)
