@@ -501,6 +501,9 @@ TABLE = {
     ),
     "config: number for a section": Row(Training(config="MODEL: 5"), "own.yaml: it has to hold"),
     "config: null": Row(contrastive("DELTA: null"), "ROI_CONTRASTIVE_HEAD.DELTA is None, it has"),
+    "config: negative number of RoIs": Row(
+        contrastive("MAX_ROIS: -1"), "MAX_ROIS is -1, it has to be at least 0"
+    ),
     "config: NaN": Row(contrastive("DELTA: .nan"), "DELTA is nan, it has to be 0 to 0.5"),
     "config: temperature 0": Row(
         contrastive("TEMPERATURE_HARD: 0.0"), "TEMPERATURE_HARD is 0.0, it has to be at least 0.001"
