@@ -21,6 +21,7 @@ from detectron2.modeling import build_model  # noqa: E402
 from detectron2.utils.file_io import PathManager  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
+from contrastmask.atomic_files import write_whole  # noqa: E402
 from contrastmask.checkpoint import ContrastMaskCheckpointer, read_weights  # noqa: E402
 from contrastmask.engine import load_config  # noqa: E402
 
@@ -68,9 +69,8 @@ def main(argv=None):
         ContrastMaskCheckpointer(model, require_all=is_detector).load(src)
         logger.info(f"{args.src} fits the model of {args.config_file}")
 
-    part = args.dst + ".part"
-    torch.save({"model": weights}, part)
-    os.replace(part, args.dst)
+    with write_whole(args.dst, "wb") as f:
+        torch.save({"model": weights}, f)
     logger.info(f"Wrote {args.dst}: {len(weights)} tensors")
 
 

@@ -7,8 +7,8 @@ import re
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
+from ..atomic_files import AtomicFiles, remove_unfinished
 from ..output import OutputError, describe, os_error_behind
-from .atomic_files import AtomicFiles, remove_unfinished
 from .fit import check_fit
 from .layouts import to_project_names, unwrap_state_dict
 from .reading import (

@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
+from ..atomic_files import write_whole
+
 __all__ = [
     "SHAPE_CLASSES",
     "SHAPE_BASE_CLASSES",
@@ -436,10 +438,8 @@ def _without_novel_masks(full: dict) -> dict:
 
 
 def _write_json(path: str, content: dict) -> None:
-    partial = path + ".partial"
-    with open(partial, "w", encoding="utf-8") as f:
+    with write_whole(path, "w", encoding="utf-8") as f:
         json.dump(content, f)
-    os.replace(partial, path)
 
 
 def _write_split(root: str, split: str, num_images: int, params: ShapesParams) -> dict:

@@ -9,6 +9,7 @@ from typing import Dict, List, Sequence, Tuple
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
+from ..atomic_files import write_whole
 from ..data.coco_format import AnnotationFile
 from .box_masks import predict_box_masks
 from .journal import Journal
@@ -214,12 +215,8 @@ def _write_output(content, file, results, completion, output) -> None:
     byte_order_mark = b"\xef\xbb\xbf"
     mark = byte_order_mark if content.startswith(byte_order_mark) else b""
     text = splice_annotations(content[len(mark) :].decode("utf-8"), changes)
-    partial = output + ".partial"
-    with open(partial, "wb") as f:
+    with write_whole(output, "wb") as f:
         f.write(mark + text.encode("utf-8"))
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(partial, output)
 
 
 def _model_hash(model) -> str:

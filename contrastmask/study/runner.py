@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from ..checkpoint.atomic_files import write_whole
+from ..atomic_files import write_whole
 from ..data import class_split_from_config
 from ..engine import Trainer, load_config
 from ..evaluation.box_masks import evaluate_box_masks

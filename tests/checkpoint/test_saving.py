@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from contrastmask.checkpoint import ContrastMaskCheckpointer, atomic_files
+from contrastmask import atomic_files
+from contrastmask.checkpoint import ContrastMaskCheckpointer
 from contrastmask.output import OutputError
 
 

@@ -12,7 +12,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils.events import EventStorage, EventWriter
 
 import train_net
-from contrastmask.checkpoint import atomic_files
+from contrastmask import atomic_files
 from contrastmask.engine import Trainer, load_config, metrics_files
 from contrastmask.engine.metrics_files import ContinueMetrics, LenientWriter, remove_metrics_from
 from contrastmask.output import OutputError, check_output_dir
