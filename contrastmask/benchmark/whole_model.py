@@ -15,13 +15,17 @@ from .memory import peak_memory
 from .shapes_data import shapes_dataset
 from .timing import compare, ratio
 
-# Class-agnostic, with the same box head, the same RoIs and the same RoIs for the mask loss.
+# Mask R-CNN is class-agnostic, with the same box head, the same RoIs and the same RoIs for the mask
+# loss. Box supervision adds RoIs to the mask head in training.
+_BOX_SUPERVISION = "MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT"
 _MODELS = {
     "Mask R-CNN": (
         *("MODEL.ROI_CONTRASTIVE_HEAD.ENABLED", "False"),
         *("MODEL.ROI_MASK_HEAD.CAM_ON", "False"),
+        *(_BOX_SUPERVISION, "0.0"),
     ),
-    "ContrastMask": (),
+    "ContrastMask": (_BOX_SUPERVISION, "0.0"),
+    "with box supervision": (_BOX_SUPERVISION, "1.0"),
 }
 # Of a model of the family of configs/quickstart.yaml, for settings.quick.
 _QUICK = (
