@@ -45,6 +45,7 @@ _OVERRIDES = {
         *("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", "False"),
         *("MODEL.ROI_HEADS.INCLUDE_GT_BOXES", "False"),
         *("MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY", "False"),
+        *("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT", "0.0"),
     ],
     "no contrastive loss": ["MODEL.ROI_CONTRASTIVE_HEAD.LOSS_WEIGHT", "0.0"],
 }
@@ -52,6 +53,7 @@ _OVERRIDES = {
 ZERO = {
     "loss_mask": ["no ground truth", "no base mask", "tiny"],
     "loss_contrastive": ["no ground truth", "no kept RoI", "tiny"],
+    "loss_box_supervision": ["no ground truth", "no kept RoI"],  # the latter: all have a mask
 }
 
 

@@ -13,6 +13,7 @@ from contrastmask.engine.loss_checking import LossCheckingAMPTrainer
 LOSSES = {
     "loss_mask": math.nan,
     "loss_contrastive": math.inf,
+    "loss_box_supervision": math.nan,
     "loss_cls": -math.inf,
     "loss_box_reg": math.nan,
     "loss_rpn_cls": math.inf,
