@@ -14,6 +14,7 @@ PYTEST_ARGS ?=
 
 QUICKSTART_CONFIG := configs/quickstart.yaml
 QUICKSTART_OUTPUT := output/quickstart
+QUICKSTART_BASELINE := docs/recorded/quickstart_mask_rcnn.json
 
 ifeq ($(filter 1 yes true,$(USE_ACTIVE_ENV)),)
 ENV_PYTHON := $(VENV)/bin/python
@@ -54,7 +55,8 @@ quickstart: environment
 	"$(ENV_PYTHON)" train_net.py --config-file $(QUICKSTART_CONFIG)
 	"$(ENV_PYTHON)" tools/draw_predictions.py --config-file $(QUICKSTART_CONFIG) \
 	  --weights $(QUICKSTART_OUTPUT)/model_final.pth --output $(QUICKSTART_OUTPUT)/predictions.png
-	@"$(ENV_PYTHON)" tools/show_results.py $(QUICKSTART_OUTPUT)/results.json
+	@"$(ENV_PYTHON)" tools/show_results.py $(QUICKSTART_OUTPUT)/results.json \
+	  --recorded $(QUICKSTART_BASELINE)
 	@echo "Pictures: $(QUICKSTART_OUTPUT)/predictions.png  Report: $(QUICKSTART_OUTPUT)/report.html"
 
 lint: environment

@@ -50,3 +50,12 @@ def test_says_which_file_is_wrong(program, write, tmp_path, capsys):
     assert "no.json" in capsys.readouterr().err
     assert program.main([results, "--recorded", results]) == 1  # nothing says what it is
     assert "results.json: KeyError('recorded')" in capsys.readouterr().err
+
+
+def test_recorded_baseline_of_the_quickstart(program, write, capsys):
+    path = ROOT / "docs" / "recorded" / "quickstart_mask_rcnn.json"
+    assert program.main([write("results.json", 12.5), "--recorded", str(path)]) == 0
+    record = json.loads(path.read_text())
+    out = capsys.readouterr().out
+    assert f"{record['mask']['novel']['AP']:.2f}" in out
+    assert (ROOT / record["recorded"]["command"].split()[-1]).is_file()
