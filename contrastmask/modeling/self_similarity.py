@@ -15,16 +15,19 @@ from torch.utils.checkpoint import checkpoint
 from .cam import resize_map
 from .precision import full_precision
 
-# Elements of the similarity matrices that exist at once: 16 MB in float32, or 6 RoIs of 28 x 28.
+# Elements of the similarity matrices that are computed at once: 16 MB in float32, or 6 RoIs of
+# 28 x 28.
 _MAX_ELEMENTS = 2**22
+# Elements that are kept for the backward pass: 134 MB, 53 RoIs. Others are computed again.
+_MAX_KEPT_ELEMENTS = 2**25
 
 
 def enhance_by_self_similarity(features, size=None):
     """
     Replace each pixel's feature by the average of all features of its RoI, weighted by the softmax
     of their cosine similarities (no temperature, no residual; Sec. 3.3 and authors' code), and
-    resize the result. Similarities exist for a few RoIs at a time; the backward pass computes them
-    again.
+    resize the result. Similarities are computed for a few RoIs at a time. The backward pass needs
+    them: up to a bound they are kept, those of further RoIs are computed again.
 
     Args:
         features (Tensor): (R, C, H, W).
@@ -36,17 +39,18 @@ def enhance_by_self_similarity(features, size=None):
     """
     with full_precision(features):
         features = features.to(torch.promote_types(features.dtype, torch.float32))
-        chunks = features.split(max(_MAX_ELEMENTS // features.shape[2:].numel() ** 2, 1))
-        if len(chunks) == 1:
-            return _enhance(features, size)
-        if not (torch.is_grad_enabled() and features.requires_grad):
-            return torch.cat([_enhance(x, size) for x in chunks])
-        return torch.cat(
-            [
-                checkpoint(_enhance, x, size, use_reentrant=False, preserve_rng_state=False)
-                for x in chunks
-            ]
-        )
+        elements = features.shape[2:].numel() ** 2  # of one RoI
+        rois_at_once = max(_MAX_ELEMENTS // elements, 1)
+        chunks = features.split(rois_at_once)
+        num_kept = len(chunks)
+        if torch.is_grad_enabled() and features.requires_grad:
+            num_kept = _MAX_KEPT_ELEMENTS // (elements * rois_at_once)
+        enhanced = [_enhance(x, size) for x in chunks[:num_kept]]
+        enhanced += [
+            checkpoint(_enhance, x, size, use_reentrant=False, preserve_rng_state=False)
+            for x in chunks[num_kept:]
+        ]
+        return enhanced[0] if len(enhanced) == 1 else torch.cat(enhanced)
 
 
 def _enhance(features, size):
