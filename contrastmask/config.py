@@ -210,6 +210,9 @@ def _add_solver_config(cfg):
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate of the backbone without its FPN, relative to SOLVER.BASE_LR; ADAMW only.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Precision of training with SOLVER.AMP.ENABLED: "float16" (Detectron2's, with a scale of the
+    # loss; needs a GPU) or "bfloat16" (no scale; also on CPUs). Evaluation stays in float32.
+    cfg.SOLVER.AMP.PRECISION = "float16"
 
 
 def _add_test_config(cfg):

@@ -21,6 +21,7 @@ from ..output import exit_if_not_writable
 from ..solver import build_optimizer
 from .loss_checking import LossCheckingAMPTrainer, LossCheckingTrainer
 from .metrics_files import ContinueMetrics, LenientWriter
+from .mixed_precision import check_mixed_precision, train_in_bfloat16
 from .seed_steps import SeedSteps
 
 logger = logging.getLogger(__name__)
@@ -35,26 +36,25 @@ class Trainer(DefaultTrainer):
             cfg (CfgNode):
 
         Raises:
-            ValueError: for SOLVER.AMP.ENABLED without a GPU.
+            ValueError: for a mixed precision that does not exist, or not on this device.
         """
-        on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
-        if cfg.SOLVER.AMP.ENABLED and not on_gpu:
-            raise ValueError(
-                f"SOLVER.AMP.ENABLED needs a GPU, and MODEL.DEVICE is {cfg.MODEL.DEVICE}: set "
-                "SOLVER.AMP.ENABLED False"
-            )
+        check_mixed_precision(cfg)
+        amp = cfg.SOLVER.AMP
         # Not DefaultTrainer's: that one chooses the checkpointer, and DDP on GPUs only, itself.
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        if amp.ENABLED and amp.PRECISION == "bfloat16":
+            train_in_bfloat16(model)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = create_ddp_model(
             model,
             broadcast_buffers=False,
-            device_ids=[comm.get_local_rank()] if on_gpu else None,
+            device_ids=[comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None,
         )
-        step = LossCheckingAMPTrainer if cfg.SOLVER.AMP.ENABLED else LossCheckingTrainer
+        scales_loss = amp.ENABLED and amp.PRECISION == "float16"
+        step = LossCheckingAMPTrainer if scales_loss else LossCheckingTrainer
         self._trainer = step(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = ContrastMaskCheckpointer(
