@@ -86,6 +86,7 @@ def test_does_what_its_name_says(path):
     counts = {"voc2nonvoc": (20, 60), "nonvoc2voc": (60, 20), "fully_supervised": (80, 0)}
     assert (len(split.base), len(split.novel)) == counts[direction]
     is_ours = kind == "contrastmask"
+    assert cfg.OUTPUT_DIR == f"output/{path.stem}"
     assert (model.roi_heads.contrastive_head is not None) == is_ours
     assert model.roi_heads.cam_on == is_ours
 

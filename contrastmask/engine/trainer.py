@@ -92,10 +92,29 @@ class Trainer(DefaultTrainer):
             )
 
     def state_dict(self):
-        """As in Detectron2; 0.6 leaves out the optimizer and the scale of mixed precision."""
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+        """
+        As in Detectron2, and the names of the base classes. 0.6 leaves out the optimizer and the
+        scale of mixed precision.
+        """
+        return {
+            **super().state_dict(),
+            "_trainer": self._trainer.state_dict(),
+            "base_classes": self._base_class_names(),
+        }
 
     def load_state_dict(self, state_dict):
+        """
+        Raises:
+            ValueError: if the training began with other base classes.
+        """
+        begun_with, now = state_dict.get("base_classes"), self._base_class_names()
+        if begun_with is not None and begun_with != now:
+            raise ValueError(
+                f"The training in OUTPUT_DIR {self.cfg.OUTPUT_DIR} began with masks of "
+                f"{', '.join(begun_with) or 'no class'}, and DATASETS.BASE_CLASSES now means "
+                f"{', '.join(now) or 'no class'}: choose another OUTPUT_DIR, or the classes it "
+                "began with"
+            )
         if "_trainer" not in state_dict:
             logger.warning("The checkpoint has no state of the optimizer, which starts anew")
             TrainerBase.load_state_dict(self, state_dict)
@@ -103,6 +122,12 @@ class Trainer(DefaultTrainer):
         super().load_state_dict(state_dict)
         if "load_state_dict" not in vars(DefaultTrainer):  # 0.6
             self._trainer.load_state_dict(state_dict["_trainer"])
+
+    def _base_class_names(self):
+        """list[str]: classes whose masks are learnt from; none where no mask is."""
+        if not self.cfg.MODEL.MASK_ON:
+            return []
+        return list(class_split_from_config(self.cfg, self.cfg.DATASETS.TRAIN[0]).base_names)
 
     def after_step(self):
         with self._exit_if_not_writable():

@@ -107,6 +107,15 @@ def test_another_seed_is_reported(data, tmp_path, caplog, monkeypatch):
     assert "SEED is 5, but the training began with 4" in caplog.text
 
 
+def test_other_base_classes_are_an_error(data, tmp_path):
+    """Their masks would have been seen, and count as novel in the evaluation."""
+    Trainer(config(data, tmp_path)).checkpointer.save("model_0000001")
+    Trainer(config(data, tmp_path)).resume_or_load(resume=True)
+    other = Trainer(config(data, tmp_path, "DATASETS.BASE_CLASSES", "['crescent']"))
+    with pytest.raises(ValueError, match="OUTPUT_DIR .* began with .*BASE_CLASSES now .*crescent"):
+        other.resume_or_load(resume=True)
+
+
 def test_processes_with_different_checkpoints(data, tmp_path, monkeypatch):
     trainer = Trainer(config(data, tmp_path))
     monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda x: [x, x + 20])
