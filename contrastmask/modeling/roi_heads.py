@@ -19,14 +19,14 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from .box_head import ContrastMaskBoxPredictor
+from .box_head import ContrastMaskBoxHead, ContrastMaskBoxPredictor
 from .box_supervision import BoxSupervision
 from .cam import class_activation_map, min_max_normalize, resize_map
 from .contrastive_head import ContrastiveHead
 from .event_scalars import put_scalars
 from .gt_box_sampling import include_gt_boxes
 from .loss_ramp import LossRamp
-from .mask_head import mask_error_rates, mask_loss
+from .mask_head import ContrastMaskMaskHead, mask_error_rates, mask_loss
 from .mask_targets import crop_mask_targets
 from .matcher import ReassigningMatcher
 from .positive_rois import select_positive_rois
@@ -135,7 +135,15 @@ class ContrastMaskROIHeads(StandardROIHeads):
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
         ret = super()._init_box_head(cfg, input_shape)
+        _check_head(ret["box_head"], ContrastMaskBoxHead, "MODEL.ROI_BOX_HEAD.NAME")
         ret["box_predictor"] = ContrastMaskBoxPredictor(cfg, ret["box_head"].output_shape)
+        return ret
+
+    @classmethod
+    def _init_mask_head(cls, cfg, input_shape):
+        ret = super()._init_mask_head(cfg, input_shape)
+        if ret:
+            _check_head(ret["mask_head"], ContrastMaskMaskHead, "MODEL.ROI_MASK_HEAD.NAME")
         return ret
 
     @classmethod
@@ -441,6 +449,15 @@ class ContrastMaskROIHeads(StandardROIHeads):
     @property
     def _mask_input_size(self):
         return self.mask_pooler.output_size[0]
+
+
+def _check_head(head, expected, key):
+    """Detectron2's own heads would fail in the first step only, with an error about tensors."""
+    if not isinstance(head, expected):
+        raise ValueError(
+            f"{key} is {type(head).__name__}, but ContrastMaskROIHeads needs {expected.__name__} "
+            "or a subclass; configs/Base-FPN.yaml has the keys that belong together"
+        )
 
 
 def _refuse_synchronized_norms(heads):
