@@ -1,13 +1,23 @@
 #!/usr/bin/env python
 """Package description. docs/INSTALL.md explains the pinned environment of the project."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="contrastmask",
     version="0.1.0",
     description="Partially-supervised instance segmentation with ContrastMask, for Detectron2",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     packages=find_packages(include=["contrastmask", "contrastmask.*"]),
     package_data={"contrastmask.evaluation.report": ["*.html"]},
     python_requires=">=3.10",
