@@ -64,7 +64,7 @@ class BoxSupervision(nn.Module):
         """
         Args:
             logits (Tensor): (T, 1, H, H) mask logits of boxes without a mask, T > 0.
-            images (Tensor): (N, 3, h, w), the normalised batch.
+            images (ImageList): N, the normalised batch.
             boxes (list[Boxes]): the T boxes, for each image.
             iteration (int):
 
@@ -73,9 +73,10 @@ class BoxSupervision(nn.Module):
         """
         with full_precision(logits):
             logits = logits[:, 0].float()
-            colors = crop_colors(images, boxes, logits.shape[-1]) * self.pixel_std[:, None, None]
+            colors, in_image = crop_colors(images, boxes, logits.shape[-1])
+            colors = colors * self.pixel_std[:, None, None]
             loss = projection_loss(logits)
-            loss = loss + color_affinity_loss(logits, colors, self.max_color_distance)
+            loss = loss + color_affinity_loss(logits, colors, in_image, self.max_color_distance)
             return loss * (self.weight * min((iteration + 1) / max(self.warmup_iters, 1), 1.0))
 
 
@@ -94,14 +95,16 @@ def projection_loss(logits):
     return F.softplus(-largest).mean()
 
 
-def color_affinity_loss(logits, colors, max_distance):
+def color_affinity_loss(logits, colors, in_image, max_distance):
     """
     Neighbours of similar colour are both foreground or both background: minus the mean log
-    probability of this, over all pairs with a pixel in the box. Pixels outside are background.
+    probability of this, over all pairs with a pixel in the box. Pixels outside are background,
+    those outside the image are in no pair.
 
     Args:
         logits (Tensor): (T, H, H) float.
         colors (Tensor): (T, 3, H + 2 m, H + 2 m) from :func:`crop_colors`.
+        in_image (Tensor): (T, H + 2 m, H + 2 m) bool from :func:`crop_colors`.
         max_distance (float): colours are similar below this Euclidean distance.
 
     Returns:
@@ -117,6 +120,7 @@ def color_affinity_loss(logits, colors, max_distance):
         one, other = _pairs(colors, step)
         similar = (one - other).square().sum(dim=1) < max_distance**2
         pair = similar & torch.stack(_pairs(inside, step)).any(dim=0)
+        pair = pair & torch.stack(_pairs(in_image, step)).all(dim=0)
         total = total - torch.where(pair, torch.logaddexp(f + g, b + c), 0.0).sum()
         number = number + pair.sum()
     return total / number.clamp(min=1)
@@ -128,13 +132,15 @@ def crop_colors(images, boxes, size):
     are apart.
 
     Args:
-        images (Tensor): (N, 3, h, w).
+        images (ImageList): N images in a tensor (N, 3, h, w).
         boxes (list[Boxes]): T boxes, for each image.
         size (int): cells along a side of a box.
 
     Returns:
-        Tensor: (T, 3, size + 2 m, size + 2 m) float32, no gradient.
+        tuple[Tensor, Tensor]: colours (T, 3, size + 2 m, size + 2 m) float32, no gradient, and
+        whether the centre of each cell is in its image (T, size + 2 m, size + 2 m) bool.
     """
+    num_cells = size + 2 * _MARGIN
     with torch.no_grad():
         rois = torch.cat(
             [F.pad(x.tensor, [1, 0], value=float(index)) for index, x in enumerate(boxes)]
@@ -142,8 +148,18 @@ def crop_colors(images, boxes, size):
         cell = (rois[:, 3:] - rois[:, 1:3]) / size
         low, high = rois[:, 1:3] - _MARGIN * cell, rois[:, 3:] + _MARGIN * cell
         rois = torch.cat([rois[:, :1], low, high], dim=1)
-        crop = ROIAlign((size + 2 * _MARGIN,) * 2, 1.0, 0, aligned=True)
-        return crop(images.float(), rois.float())
+        crop = ROIAlign((num_cells, num_cells), 1.0, 0, aligned=True)
+        colors = crop(images.tensor.float(), rois.float())
+
+        steps = torch.arange(num_cells, device=cell.device) + 0.5
+        centers = low[:, :, None] + cell[:, :, None] * steps  # T, (x, y), cells
+        # Filled on the device: a copy from the host would wait for it.
+        limits = [
+            torch.stack([x.tensor.new_full((len(x),), side) for side in (width, height)], dim=1)
+            for x, (height, width) in zip(boxes, images.image_sizes)
+        ]
+        x, y = ((centers >= 0) & (centers < torch.cat(limits)[:, :, None])).unbind(dim=1)
+        return colors, y[:, :, None] & x[:, None, :]
 
 
 def _pairs(x, step):

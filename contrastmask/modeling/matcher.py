@@ -43,8 +43,8 @@ class ReassigningMatcher(Matcher):
                 return matches, labels
         best = match_quality_matrix.amax(dim=1, keepdim=True)
         takes = (match_quality_matrix == best) & (best >= self.min_iou) & (best > 0)
-        gt_index, box_index = takes.nonzero(as_tuple=True)
-        last = matches.new_full((num_boxes,), -1)
-        last.scatter_reduce_(0, box_index, gt_index, "amax")
+        gt_index = torch.arange(num_gt, dtype=torch.int32, device=matches.device)[:, None]
+        last = torch.full_like(matches, -1)
+        last[: takes.shape[1]] = torch.where(takes, gt_index, -1).amax(dim=0)
         taken = last >= 0
         return torch.where(taken, last, matches), labels.masked_fill(taken, 1)

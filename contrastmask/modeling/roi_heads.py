@@ -168,6 +168,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
 
     def forward(self, images, features, proposals, targets=None):
         """See :class:`detectron2.modeling.ROIHeads`."""
+        features = _at_least_float32(features)
         if not self.training:
             instances = self._detect(features, proposals)
             return self.forward_with_given_boxes(features, instances), {}
@@ -200,6 +201,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         """
         assert not self.training
         assert instances[0].has("pred_boxes") and instances[0].has("pred_classes")
+        features = _at_least_float32(features)
         if self.mask_on:
             if not instances[0].has("pred_cams"):
                 self._add_cams_of_boxes(features, instances)
@@ -437,7 +439,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             return _zero_loss(self.mask_head)
         iteration = get_event_storage().iter
         boxes = rois.box_only_boxes
-        return self.box_supervision(logits[rois.box_only], images.tensor, boxes, iteration)
+        return self.box_supervision(logits[rois.box_only], images, boxes, iteration)
 
     def _mask_features(self, features, boxes):
         return self.mask_pooler([features[f] for f in self.mask_in_features], boxes)
@@ -449,6 +451,15 @@ class ContrastMaskROIHeads(StandardROIHeads):
     @property
     def _mask_input_size(self):
         return self.mask_pooler.output_size[0]
+
+
+def _at_least_float32(features):
+    """
+    Feature maps from which RoIs are pooled. Detectron2's RoIAlign converts boxes to the type of the
+    features, and bfloat16 would move the sides of boxes by up to 4 pixels. Under autocast RoIAlign
+    computes in float32 anyway.
+    """
+    return {k: x.to(torch.promote_types(x.dtype, torch.float32)) for k, x in features.items()}
 
 
 def _check_head(head, expected, key):
@@ -522,5 +533,7 @@ def _slice_box_lists(boxes, start, end):
 
 
 def _zero_loss(module):
-    """A zero that depends on every trainable parameter, so that each of them gets a gradient."""
-    return sum(p.sum() for p in module.parameters() if p.requires_grad) * 0.0
+    """A zero tensor that depends on every trainable parameter: each of them gets a gradient."""
+    parameters = list(module.parameters())
+    trainable = [p.sum() for p in parameters if p.requires_grad]
+    return sum(trainable, start=parameters[0].new_zeros(())) * 0.0

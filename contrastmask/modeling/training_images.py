@@ -20,7 +20,7 @@ def put_training_images(*, cam, sampled, mask_logits, max_rois=8):
     Args:
         cam (Tensor): (R, h, w), CAMs normalised to 0..1.
         sampled (KeySets): four bool tensors (R, H, W); None if the loss is off.
-        mask_logits (Tensor): (S, 1, H', W'), of the RoIs that the mask loss used; None if there are
+        mask_logits (Tensor): (M, 1, H', W'), of the RoIs that supervise masks; None if there are
             none.
         max_rois (int): RoIs a row.
     """

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, ImageList
 
 from contrastmask.modeling.box_supervision import (
     BoxSupervision,
@@ -23,6 +23,11 @@ def made_up(num=3):
     return logits, torch.rand(num, 3, side, side, generator=generator, dtype=torch.float64)
 
 
+def batch(*images):
+    """ImageList of (3, h, w) tensors, padded with 0 to the largest."""
+    return ImageList.from_tensors(list(images))
+
+
 def test_projection_against_loops():
     logits, _ = made_up()
     terms = []
@@ -32,8 +37,13 @@ def test_projection_against_loops():
     assert projection_loss(logits).item() == pytest.approx(sum(terms) / len(terms), rel=1e-9)
 
 
-def test_affinity_against_loops():
+@pytest.mark.parametrize("num_outside", [0, 1, 4])
+def test_affinity_against_loops(num_outside):
+    """Of the second RoI, columns at the left, or rows and columns, are outside the image."""
     logits, colors = made_up(2)
+    in_image = torch.ones(2, SIDE + 4, SIDE + 4, dtype=torch.bool)
+    in_image[1, :, :num_outside] = False
+    in_image[1, : num_outside // 2] = False
     probability = torch.zeros(2, SIDE + 4, SIDE + 4, dtype=torch.float64)
     probability[:, 2:-2, 2:-2] = logits.sigmoid()
     probability[probability == 0] = torch.sigmoid(torch.tensor(-20.0, dtype=torch.float64))
@@ -48,19 +58,22 @@ def test_affinity_against_loops():
                 is_neighbour = max(dy, dx) in (1, 2) and min(dy, dx) in (0, max(dy, dx))
                 if not is_neighbour or not (is_inside[y, x] or is_inside[v, u]):
                     continue
+                if not (in_image[roi, y, x] and in_image[roi, v, u]):
+                    continue
                 if (colors[roi, :, y, x] - colors[roi, :, v, u]).norm() >= 0.4:
                     continue
                 p, q = probability[roi, y, x], probability[roi, v, u]
                 terms.append(-math.log(p * q + (1 - p) * (1 - q)))
     assert len(terms) > 50
-    loss = color_affinity_loss(logits, colors, 0.4)
+    loss = color_affinity_loss(logits, colors, in_image, 0.4)
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-6)
 
 
 def test_no_similar_colours():
     logits, colors = made_up()
     logits.requires_grad_()
-    loss = color_affinity_loss(logits, colors, 0.0)
+    in_image = torch.ones_like(colors[:, 0], dtype=torch.bool)
+    loss = color_affinity_loss(logits, colors, in_image, 0.0)
     loss.backward()
     assert loss == 0 and (logits.grad == 0).all()
 
@@ -72,11 +85,30 @@ def test_colours_of_cells():
     images = torch.zeros(2, 3, side, side)
     images[1, 0], images[1, 1], images[1, 2] = places, places[:, None], 7.0
     boxes = [Boxes(torch.zeros(0, 4)), Boxes(torch.tensor([[12.0, 8.0, 28.0, 24.0]]))]
-    colors = crop_colors(images, boxes, 4)
+    images = batch(images[0], images[1, :, :, :32])
+    colors, in_image = crop_colors(images, boxes, 4)
     assert colors.shape == (1, 3, 8, 8)
-    assert torch.allclose(colors[0, 0], (torch.arange(8.0) + 1).expand(8, 8), atol=1e-5)
-    assert torch.allclose(colors[0, 1], torch.arange(8.0)[:, None].expand(8, 8), atol=1e-5)
+    assert in_image.shape == (1, 8, 8)
+    # The last cells of the eight would begin at x = 32, behind the image.
+    assert in_image[0, :, :-1].all() and not in_image[0, :, -1].any()
+    colors = colors[..., :-1]
+    assert torch.allclose(colors[0, 0], (torch.arange(7.0) + 1).expand(8, 7), atol=1e-5)
+    assert torch.allclose(colors[0, 1], torch.arange(8.0)[:, None].expand(8, 7), atol=1e-5)
     assert (colors[0, 2] == 7).all()
+
+
+@pytest.mark.parametrize("padding", [0, 8])
+def test_object_that_the_image_cuts_off(padding):
+    """No pair with what is outside the image, be it the last pixels repeated, or padding."""
+    images = batch(torch.zeros(3, 24, 24), torch.zeros(3, 24 + padding, 24 + padding))
+    logits = torch.full((1, SIDE, SIDE), 9.0, requires_grad=True)
+    inner, whole = torch.tensor([[6.0, 6.0, 18.0, 18.0]]), torch.tensor([[0.0, 0.0, 24.0, 24.0]])
+    losses = []
+    for box in (inner, whole):
+        colors, in_image = crop_colors(images, [Boxes(box), Boxes(torch.zeros(0, 4))], SIDE)
+        losses.append(color_affinity_loss(logits, colors, in_image, 5.0).item())
+    # One colour: the inner box's neighbours are background, the image has no neighbours.
+    assert losses[0] > 1 and losses[1] < 1e-3
 
 
 def test_a_disc_is_found_from_its_box():
@@ -84,7 +116,7 @@ def test_a_disc_is_found_from_its_box():
     side = 56
     y, x = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
     inside = (x - 28).square() + (y - 28).square() < 14**2
-    image = torch.where(inside, 200.0, 50.0).expand(1, 3, side, side)
+    image = batch(torch.where(inside, 200.0, 50.0).expand(3, side, side))
     boxes = [Boxes(torch.tensor([[14.0, 14.0, 42.0, 42.0]]))]
     supervision = BoxSupervision(
         weight=1.0, max_color_distance=30.0, warmup_iters=0, pixel_std=[1.0, 1.0, 1.0]
@@ -115,7 +147,8 @@ def test_weight_and_units():
             warmup_iters=warmup_iters,
             pixel_std=[255.0 * scale] * 3,
         )
-        return supervision(logits[:, None].float(), images / scale, boxes, iteration)
+        batch_of_one = batch(images[0] / scale)
+        return supervision(logits[:, None].float(), batch_of_one, boxes, iteration)
 
     full = loss(1.0, 10, 9, 1.0)
     assert full > 0

@@ -2,8 +2,9 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.config import get_cfg
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -12,6 +13,7 @@ from contrastmask import add_contrastmask_config
 from contrastmask.modeling import roi_heads
 from contrastmask.modeling.cam import resize_map
 from contrastmask.modeling.contrastive_head import Projector
+from contrastmask.modeling.frozen_parts import freeze_parts
 
 
 def total(losses):
@@ -376,13 +378,124 @@ def test_given_boxes(heads_cfg, build_heads, make_batch):
     with torch.no_grad():
         results = heads.forward_with_given_boxes(features, instances)
     assert all(x.pred_masks.shape == (len(x), 1, 28, 28) for x in results)
-    # The same as a detection whose box was not moved: CAM and mask features from one box.
-    again = [copy.copy(x) for x in results]
-    for x in again:
-        x.remove("pred_masks")
+    # The CAM of the given class, from the features in the given box.
+    classes = cat([x.pred_classes for x in results])
     with torch.no_grad():
-        again = heads.forward_with_given_boxes(features, again)
-    torch.testing.assert_close(again[0].pred_masks, results[0].pred_masks)
+        pooled = heads.box_pooler(list(features.values()), [x.pred_boxes for x in results])
+        weights = heads.box_predictor.cls_score.weight[classes]
+        cams = torch.einsum("rchw,rc->rhw", heads.box_head(pooled).class_map, weights)
+    torch.testing.assert_close(cat([x.pred_cams for x in results]), cams)
+    # CAMs that come with the boxes are used instead.
+    other = [Instances(x.image_size, **x.get_fields()) for x in results]
+    for x in other:
+        x.pred_cams = x.pred_cams.flip(1)
+    with torch.no_grad():
+        other = heads.forward_with_given_boxes(features, other)
+    difference = cat([x.pred_masks for x in other]) - cat([x.pred_masks for x in results])
+    assert difference.abs().max() > 0.01
+
+
+class Spy:
+    """What a function was called with, and what it returned, in the order of the calls."""
+
+    def __init__(self, monkeypatch, owner, name):
+        self.calls, self.results = [], []
+        function = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            self.calls.append(args)
+            self.results.append(function(*args, **kwargs))
+            return self.results[-1]
+
+        monkeypatch.setattr(owner, name, call)
+
+
+def normalised(cam):
+    low, high = cam.amin(dim=(-2, -1), keepdim=True), cam.amax(dim=(-2, -1), keepdim=True)
+    return (cam - low) / (high - low)
+
+
+def test_cams_and_loss_of_a_training_step(heads_cfg, build_heads, run_heads, monkeypatch):
+    """Each positive RoI's CAM is that of its ground truth's class, resized 7 -> 14 -> 28."""
+    heads = build_heads(heads_cfg)
+    contrast = Spy(monkeypatch, heads.contrastive_head, "contrast")
+    mask_head = Spy(monkeypatch, heads.mask_head, "forward")
+    sample = Spy(monkeypatch, heads, "label_and_sample_proposals")
+    box_features = Spy(monkeypatch, heads, "_box_features")
+    iteration = 35  # of 120: step 3 of 12, where the ramp is at 0.75
+    losses, storage = run_heads(heads, iteration=iteration)
+
+    (proposals,) = sample.results
+    classes, is_gt_box, has_mask = (
+        cat([x.get(name) for x in proposals]) for name in ("gt_classes", "is_gt_box", "gt_has_mask")
+    )
+    positive = classes < heads.num_classes
+    weights = heads.box_predictor.cls_score.weight[classes[positive]]
+    class_map = box_features.results[0].class_map[positive]
+    cam = torch.einsum("rchw,rc->rhw", class_map, weights)[:, None]
+    assert len(classes[positive].unique()) > 1
+    options = {"mode": "bilinear", "align_corners": False}
+    cam14 = F.interpolate(cam, size=(14, 14), **options)
+    cam28 = F.interpolate(cam14, size=(28, 28), **options)
+    ((_, cam_of_mask_head, _),) = mask_head.calls
+    supervised = (is_gt_box & has_mask)[positive]
+    assert 1 < supervised.sum() < len(cam)
+    torch.testing.assert_close(cam_of_mask_head, normalised(cam14[supervised]))
+    ((_, _, has_mask_of_rois, cam_of_contrast),) = contrast.calls
+    assert torch.equal(has_mask_of_rois, has_mask[positive])
+    torch.testing.assert_close(cam_of_contrast, normalised(cam28)[:, 0].detach())
+
+    terms, _, _ = contrast.results[0]
+    factor = heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD.LOSS_WEIGHT * 0.75
+    assert storage.latest()["contrastive/ramp"][0] == 0.75
+    torch.testing.assert_close(losses["loss_contrastive"], factor * sum(terms))
+    assert factor * sum(terms) > 0
+
+
+def test_cams_at_test_time_are_normalised(heads_cfg, build_heads, make_batch, monkeypatch):
+    heads = build_heads(heads_cfg)
+    mask_head = Spy(monkeypatch, heads.mask_head, "forward")
+    features, proposals, _ = make_batch()
+    instances = detect(heads, features, proposals)
+    cam = cat([x.pred_cams for x in instances])[:, None]
+    assert len(cam) > 1
+    expected = F.interpolate(cam, size=(14, 14), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(cat([x[1] for x in mask_head.calls]), normalised(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_features_do_not_move_boxes(heads_cfg, build_heads, dtype):
+    """Neither type can tell apart whole numbers above some size: bfloat16 above 256."""
+    heads = build_heads(heads_cfg).eval()
+    image = Instances((2400, 2400))
+    image.pred_boxes = Boxes([[2101.0, 2105.0, 2123.0, 2127.0]])
+    image.pred_classes = torch.zeros(1, dtype=torch.int64)
+    # Whole numbers that both types hold, so that only boxes could be rounded.
+    features = {
+        name: torch.randint(-8, 8, (1, 16, 2400 // s, 2400 // s)).float()
+        for name, s in (("p2", 4), ("p3", 8))
+    }
+    with torch.no_grad():
+        (expected,) = heads.forward_with_given_boxes(features, [copy.deepcopy(image)])
+        low = {k: x.to(dtype) for k, x in features.items()}
+        (found,) = heads.forward_with_given_boxes(low, [image])
+    torch.testing.assert_close(found.pred_cams, expected.pred_cams)
+    torch.testing.assert_close(found.pred_masks, expected.pred_masks)
+
+
+@pytest.mark.parametrize("part", ["mask_head", "contrastive_head"])
+def test_frozen_parts_without_supervision(heads_cfg, build_heads, make_batch, run_heads, part):
+    """A loss that nothing learns from is still a tensor."""
+    heads = build_heads(heads_cfg)
+    freeze_parts(heads, [part])
+    features, proposals, targets = make_batch(has_mask=False)
+    for x in proposals:
+        x.proposal_boxes.tensor[:] = torch.tensor([0.0, 0.0, 2.0, 2.0])
+    targets = [x[:0] for x in targets]
+    losses, _ = run_heads(heads, (features, proposals, targets))
+    for name in ("loss_mask", "loss_contrastive"):
+        assert losses[name].shape == () and losses[name] == 0, name
+    total(losses).backward()
 
 
 def test_no_detections(heads_cfg, build_heads, make_batch):
@@ -428,12 +541,13 @@ def test_targets_of_detectron2s_own_mapper(heads_cfg, build_heads, make_batch, r
     torch.testing.assert_close(losses["loss_mask"], expected["loss_mask"])
 
 
-def test_bfloat16_autocast_stays_close(heads_cfg, build_heads, run_heads):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_stays_close(heads_cfg, build_heads, run_heads, dtype):
     results = []
     for enabled in (False, True):
         heads = build_heads(heads_cfg)
         torch.manual_seed(3)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
             losses, _ = run_heads(heads)
         assert all(x.dtype == torch.float32 for x in losses.values())
         total(losses).backward()
@@ -457,6 +571,29 @@ def test_cap_of_the_rois_in_the_loss(heads_cfg, build_heads, run_heads, max_rois
     assert number == min(max(max_rois, num_supervised), num_all)
     torch.testing.assert_close(losses["loss_mask"], expected["loss_mask"])
     assert torch.isfinite(total(losses))
+
+
+def test_the_cap_chooses_at_random(heads_cfg, build_heads, make_batch, run_heads, monkeypatch):
+    heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD.MAX_ROIS = 6
+    heads_cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 0.5
+    heads_cfg.MODEL.ROI_HEADS.INCLUDE_GT_BOXES = True
+    heads = build_heads(heads_cfg)
+    select = Spy(monkeypatch, roi_heads, "select_positive_rois")
+    sample = heads.label_and_sample_proposals
+    batch = make_batch()
+    torch.manual_seed(0)
+    with EventStorage():
+        sampled = sample(batch[1], batch[2])
+    monkeypatch.setattr(heads, "label_and_sample_proposals", lambda *args: sampled)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        run_heads(heads, batch)
+    chosen = [x.index.tolist() for x in select.results]
+    assert all(len(x) == 6 and x == sorted(set(x)) for x in chosen)
+    assert len({tuple(x) for x in chosen}) > 1
+    # Those of the mask loss are always there.
+    supervised = [x.index[x.supervised].tolist() for x in select.results]
+    assert len(supervised[0]) == 4 and all(x == supervised[0] for x in supervised)
 
 
 def test_no_cams_in_training_where_nothing_uses_them(

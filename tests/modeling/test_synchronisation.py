@@ -77,9 +77,20 @@ def test_the_counter_counts(waits):
     assert waits.count == 5
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU", 0.5),
+        ("MODEL.ROI_HEADS.INCLUDE_GT_BOXES", True),
+        ("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT", 1.0),
+    ],
+    ids=lambda x: "".join(map(str, x)) or "default",
+)
 def test_not_more_waits_than_detectron2(
-    heads_cfg, detectron2_cfg, build_heads, make_batch, run_heads, waits
+    heads_cfg, detectron2_cfg, build_heads, make_batch, run_heads, waits, options
 ):
+    heads_cfg.merge_from_list(list(options))
     counts = []
     for cfg in (detectron2_cfg, heads_cfg):
         heads, batch = build_heads(cfg), make_batch(has_mask=True)
