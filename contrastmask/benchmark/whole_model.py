@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ..data import ContrastMaskDatasetMapper
@@ -102,7 +103,7 @@ def _make_work(settings, dtype, batch, opts):
     torch.manual_seed(0)
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
-    scaler = torch.amp.GradScaler(enabled=dtype == "float16") if dtype == "float16" else None
+    scaler = torch.cuda.amp.GradScaler() if dtype == "float16" else None
 
     def forward():
         model.train()
@@ -160,10 +161,18 @@ def _operators(function, device):
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
     with profile(activities=activities) as profiler:
         function()
-    times = {
-        x.key: getattr(x, "self_device_time_total", 0) if on_cuda else x.self_cpu_time_total
-        for x in profiler.key_averages()
-    }
+    times = {}
+    for event in profiler.key_averages():
+        # An operator's time on a GPU is that of its kernels, which are events of their own, too.
+        if event.device_type == DeviceType.CPU:
+            times[event.key] = _device_time(event) if on_cuda else event.self_cpu_time_total
     total = sum(times.values())
     largest = sorted(times.items(), key=lambda x: -x[1])[:_NUM_OPERATORS]
     return [(name, time / total) for name, time in largest]
+
+
+def _device_time(event):
+    """Microseconds on the GPU; the attribute was renamed in PyTorch 2.4."""
+    if hasattr(event, "self_device_time_total"):
+        return event.self_device_time_total
+    return event.self_cuda_time_total
