@@ -18,7 +18,8 @@ from .precision import full_precision
 # Elements of the similarity matrices that are computed at once: 16 MB in float32, or 6 RoIs of
 # 28 x 28.
 _MAX_ELEMENTS = 2**22
-# Elements that are kept for the backward pass: 134 MB, 53 RoIs. Others are computed again.
+# Elements of the similarity matrices that are kept for the backward pass: 133 MB, or 54 RoIs of
+# 28 x 28, and 80 MB for what belongs to them. Others are computed again.
 _MAX_KEPT_ELEMENTS = 2**25
 
 

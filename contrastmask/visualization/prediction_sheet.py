@@ -25,8 +25,9 @@ def select_records(records, class_split, num_images):
         classes = {x["category_id"] for x in record["annotations"]}
         return bool(classes & set(class_split.base)) and bool(classes & set(class_split.novel))
 
-    preferred = [i for i, record in enumerate(records) if shows_both(record)]
-    others = [i for i in range(len(records)) if i not in set(preferred)]
+    is_preferred = [shows_both(record) for record in records]
+    preferred = [i for i, flag in enumerate(is_preferred) if flag]
+    others = [i for i, flag in enumerate(is_preferred) if not flag]
     chosen = spread(preferred, num_images)
     chosen += spread(others, num_images - len(chosen))
     return [records[i] for i in sorted(chosen)]

@@ -23,15 +23,19 @@ def test_loss_equals_projecting_every_pixel(heads_cfg):
     for region in (sets.query_foreground, sets.query_background):
         means = [projected[r][region[r]].mean(0) for r in range(4)]
         queries.append(torch.stack(means).mean(0))
-    keys = [projected[k] for k in sampled]
-    q, pos, neg = queries[0], keys[0], keys[1]
-    expected = []
-    for k in pos:
-        s, j = (F.cosine_similarity(q, x - q, dim=-1) for x in (k, neg))
-        expected.append(-torch.log((s / 0.3).exp() / (s.exp() + (j / 0.3).exp().sum())))
-    torch.testing.assert_close(
-        terms.foreground_easy, torch.stack(expected).mean(), atol=1e-4, rtol=1e-4
-    )
+    easy_positive, easy_negative, hard_positive, hard_negative = (projected[k] for k in sampled)
+    foreground, background = queries
+    for name, query, positive, negative, temperature in (
+        ("foreground_easy", foreground, easy_positive, easy_negative, 0.3),
+        ("foreground_hard", foreground, hard_positive, hard_negative, 0.7),
+        ("background_easy", background, easy_negative, easy_positive, 0.3),
+        ("background_hard", background, hard_negative, hard_positive, 0.7),
+    ):
+        s, j = (F.cosine_similarity(query, x - query, dim=-1) for x in (positive, negative))
+        others = (j / temperature).exp().sum()
+        expected = -torch.log((s / temperature).exp() / (s.exp() + others)).mean()
+        term = getattr(terms, name)
+        torch.testing.assert_close(term, expected, atol=1e-4, rtol=1e-4, msg=name)
 
 
 def test_loss_does_not_train_the_cam(heads_cfg):

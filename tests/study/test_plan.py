@@ -1,5 +1,7 @@
 """Study files: what they mean, and what is said of wrong ones."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -85,8 +87,9 @@ def test_unknown_variant(write):
         load_study(write(), variants=["three"])
 
 
-def test_settings_of_the_shipped_study_are_config_keys():
-    study = load_study("studies/shapes.yaml")
+@pytest.mark.parametrize("path", sorted(Path("studies").glob("*.yaml")), ids=lambda x: x.stem)
+def test_settings_of_the_shipped_studies_are_config_keys(path):
+    study = load_study(str(path))
     for settings in [study.start, *(x.settings for x in study.variants)]:
         cfg = load_config(study.base_config, as_options({**study.common, **settings}))
         for key, value in settings.items():
