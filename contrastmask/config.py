@@ -67,9 +67,9 @@ def check_contrastmask_config(cfg):
 
 
 def _add_dataset_config(cfg):
-    # Classes whose masks train the mask head ("base"). Class names of the training dataset and names
-    # of sets ("voc", "nonvoc", "shapes_base"), or one entry with the path of a text file that lists
-    # class names, one a line. Masks of all other classes are never read.
+    # Classes whose masks train the mask head ("base"): names of classes of the training dataset,
+    # names of sets of classes ("voc", "nonvoc", "shapes_base"), or one entry with the path of a
+    # text file that lists class names, one a line. Masks of all other classes are never read.
     # Or one entry that looks at the annotations of DATASETS.TRAIN: "auto", the classes that have
     # any mask and are not in NOVEL_CLASSES; or "instances", for evaluation the same as "auto", but
     # every instance that has a mask supervises, whatever its class. In all cases an instance of a
