@@ -5,7 +5,8 @@ Train the variants of a study one after another, and compare them:
     python tools/run_study.py --study studies/shapes.yaml --output output/study
 
 The same command goes on after an interruption. The output folder gets study.md (tables), study.json
-and study.png; each run keeps its folder <variant>/seed<number> with all of its output.
+and study.png; each run keeps its folder <variant>/seed<number> with all of its output. It
+stops at a folder that was made with other settings, for example with another base config.
 """
 
 import argparse

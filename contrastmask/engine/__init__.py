@@ -1,5 +1,5 @@
 """What training and evaluation programs share."""
 
 from .launch import launch
-from .setup import load_config, setup
+from .setup import load_config, read_config_file, setup
 from .trainer import Trainer

@@ -4,7 +4,7 @@ import logging
 from contextlib import contextmanager
 
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -44,6 +44,22 @@ def load_config(config_file, opts=()):
     register_datasets(cfg)
     cfg.freeze()
     return cfg
+
+
+def read_config_file(config_file):
+    """
+    Args:
+        config_file (str): a YAML file.
+
+    Returns:
+        dict: what is written in it and in the files that it names as ``_BASE_``.
+
+    Raises:
+        ValueError: if the file cannot be read; it names the file.
+    """
+    with _naming(f"config file {config_file}"):
+        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+        return dict(content.items())
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Training and evaluating every run of a study that is not done yet."""
 
+import glob
 import json
 import logging
 import math
@@ -10,7 +11,7 @@ import time
 
 from ..atomic_files import write_whole
 from ..data import class_split_from_config
-from ..engine import Trainer, load_config
+from ..engine import Trainer, load_config, read_config_file
 from ..evaluation.box_masks import evaluate_box_masks
 from ..evaluation.results import results_for_json
 from ..inference import load_model
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 RESULT_FILE = "result.json"
 _START_FOLDER = "start"
 _WEIGHTS_FILE = "model_final.pth"
+_SETTINGS_FILE = "study_settings.json"
+# What would be used again: a result, finished weights, and those that a training goes on from.
+_REUSED = (RESULT_FILE, "last_checkpoint", "*.pth")
 _COST_FILE = "training_cost.json"
 _LOG_LINES_SHOWN = 15
 # Of ru_maxrss, whose unit depends on the system.
@@ -31,7 +35,8 @@ _BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
 def run_study(study, output, train_program, *, num_gpus=0):
     """
     Train and evaluate each variant with each seed, one after another. Runs with a result file are
-    skipped, and an interrupted training goes on from its last checkpoint.
+    skipped, and an interrupted training goes on from its last checkpoint. Each folder keeps the
+    settings it stands for, and is used for no others.
 
     Args:
         study (Study):
@@ -44,20 +49,25 @@ def run_study(study, output, train_program, *, num_gpus=0):
 
     Raises:
         RuntimeError: if a training fails, with the end of its log.
-        ValueError: if a result file stands for other settings.
+        ValueError: if a folder has weights or a result of other settings, or the base config cannot
+            be read.
     """
     train = _TrainProgram(train_program, study.base_config, num_gpus)
+    identity = {"base_config": read_config_file(study.base_config)}
     common = dict(study.common)
     if study.start is not None:
         folder = os.path.join(output, _START_FOLDER)
         settings = {**common, **study.start, "SEED": study.seeds[0]}
+        _claim(folder, {**identity, "settings": settings})
+        identity["start"] = settings
         common["MODEL.WEIGHTS"] = train(settings, folder)
     results = []
     for seed in study.seeds:
         for variant in study.variants:
             folder = os.path.join(output, variant.name, f"seed{seed}")
             settings = {**common, **variant.settings, "SEED": seed}
-            result = _read_result(folder, settings)
+            _claim(folder, {**identity, "settings": settings})
+            result = _read_json_if_there(os.path.join(folder, RESULT_FILE))
             if result is None:
                 logger.info(f"Training {variant.name} with seed {seed}: {variant.title}")
                 weights = train(settings, folder)
@@ -122,7 +132,7 @@ class _TrainProgram:
     def _add_cost(folder, seconds, peak_memory):
         """Time adds up over interrupted attempts."""
         path = os.path.join(folder, _COST_FILE)
-        before = _read_json(path) if os.path.isfile(path) else {"seconds": 0, "peak_memory_mib": 0}
+        before = _read_json_if_there(path) or {"seconds": 0, "peak_memory_mib": 0}
         cost = {
             "seconds": round(before["seconds"] + seconds, 1),
             "peak_memory_mib": max(before["peak_memory_mib"], round(peak_memory / 2**20)),
@@ -172,17 +182,47 @@ def _evaluate(study, settings, weights, folder):
     return results
 
 
-def _read_result(folder, settings):
-    path = os.path.join(folder, RESULT_FILE)
-    if not os.path.isfile(path):
-        return None
-    result = _read_json(path)
-    if result["settings"] != json.loads(json.dumps(settings)):
+def _claim(folder, identity):
+    """
+    Make a folder that of certain settings, which it keeps in a file.
+
+    Args:
+        folder (str): created if it is missing.
+        identity (dict[str, dict]): all that decides about its results.
+
+    Raises:
+        ValueError: if there are weights or a result of other, or of unknown, settings in it.
+    """
+    path = os.path.join(folder, _SETTINGS_FILE)
+    identity = json.loads(json.dumps(identity, default=str))
+    known = _read_json_if_there(path)
+    if known == identity:
+        return
+    if any(glob.glob(os.path.join(glob.escape(folder), pattern)) for pattern in _REUSED):
+        reason = f"there is no {path}" if known is None else _differences(known, identity)
         raise ValueError(
-            f"{path} is the result of other settings: remove {folder}, or choose another output "
-            "folder"
+            f"{folder} was made with other settings ({reason}): remove {folder}, or choose "
+            "another output folder"
         )
-    return result
+    os.makedirs(folder, exist_ok=True)
+    cost_file = os.path.join(folder, _COST_FILE)
+    if os.path.isfile(cost_file):  # of attempts with other settings
+        os.remove(cost_file)
+    _write_json(identity, path)
+
+
+def _differences(first, second):
+    """Names of the keys that differ, as "settings: SOLVER.BASE_LR, start: SEED"."""
+    names = []
+    for part in sorted({*first, *second}):
+        one, other = first.get(part, {}), second.get(part, {})
+        keys = sorted({*one, *other})
+        names += [f"{part}: {key}" for key in keys if one.get(key, ...) != other.get(key, ...)]
+    return ", ".join(names)
+
+
+def _read_json_if_there(path):
+    return _read_json(path) if os.path.isfile(path) else None
 
 
 def _read_json(path):

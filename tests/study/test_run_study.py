@@ -99,7 +99,7 @@ def test_what_is_done_is_not_repeated(run, done, capsys):
 def test_results_of_other_settings_are_not_mixed_in(run, done, capsys):
     assert run(done, "--variants", "plain", "--opts", "SOLVER.BASE_LR", "0.5") == 1
     error = capsys.readouterr().err
-    assert "plain/seed1/result.json is the result of other settings" in error
+    assert f"{done}/start was made with other settings (settings: SOLVER.BASE_LR): remove" in error
 
 
 def test_failing_training_shows_why(run, tmp_path, capsys):
