@@ -222,5 +222,6 @@ def _add_test_config(cfg):
     # Also report the mask AP that the filled predicted boxes would have. One more pass.
     cfg.TEST.EVAL_FILLED_BOXES = False
     # Write a report after each evaluation: report.html in OUTPUT_DIR (report_<dataset>.html if
-    # there are several), one file with AP tables, charts, training curves and example masks.
+    # there are several), one file with AP tables, charts, training curves and example masks. There
+    # is none for a dataset without annotations.
     cfg.TEST.REPORT = False

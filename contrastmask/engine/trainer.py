@@ -210,18 +210,22 @@ class Trainer(DefaultTrainer):
                 split = class_split_from_config(cfg, name)
                 path = os.path.join(cfg.OUTPUT_DIR, f"results{suffix}.json")
                 write_results_json(of_dataset, path, split)
-                if cfg.TEST.REPORT:
-                    path = os.path.join(cfg.OUTPUT_DIR, f"report{suffix}.html")
-                    write_report(
-                        path,
-                        dataset_name=name,
-                        results=of_dataset,
-                        data=evaluator.evaluation_data(),
-                        class_split=split,
-                        image_root=MetadataCatalog.get(name).get("image_root", ""),
-                        metrics_file=os.path.join(cfg.OUTPUT_DIR, "metrics.json"),
-                    )
-                    logger.info(f"Report: {path}")
+                if not cfg.TEST.REPORT:
+                    continue
+                if not of_dataset:
+                    logger.info(f"No report on {name}: it has no annotations to evaluate with")
+                    continue
+                path = os.path.join(cfg.OUTPUT_DIR, f"report{suffix}.html")
+                write_report(
+                    path,
+                    dataset_name=name,
+                    results=of_dataset,
+                    data=evaluator.evaluation_data(),
+                    class_split=split,
+                    image_root=MetadataCatalog.get(name).get("image_root", ""),
+                    metrics_file=os.path.join(cfg.OUTPUT_DIR, "metrics.json"),
+                )
+                logger.info(f"Report: {path}")
         return results
 
     @classmethod
