@@ -3,6 +3,7 @@
 from matplotlib.figure import Figure
 
 from ..visualization.figure import ROLE_COLORS, save_png
+from ..visualization.labels import literal
 
 __all__ = ["plot_study"]
 
@@ -39,7 +40,7 @@ def plot_study(summary, path):
             ax.set_xlim(max(min(shown) - margin, 0), max(shown) + margin)
         ax.set_xlabel(f"{title}\n(the axis does not start at 0)")
         ax.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(summary)), [x["title"] for x in summary])
+    axes[0].set_yticks(range(len(summary)), [literal(x["title"]) for x in summary])
     axes[0].invert_yaxis()
     axes[0].legend(loc="best", fontsize="small")
     save_png(figure, path)

@@ -6,6 +6,7 @@ from detectron2.utils.file_io import PathManager
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from .labels import literal
 from .overlays import BASE_COLOR, NOVEL_COLOR, UNUSED_COLOR
 
 _DPI = 120
@@ -41,7 +42,8 @@ def arrange_panels(
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
         if row_titles is not None:
-            axes[index, 0].set_ylabel(row_titles[index], rotation=0, ha="right", va="center")
+            title = literal(row_titles[index])
+            axes[index, 0].set_ylabel(title, rotation=0, ha="right", va="center")
     for ax, title in zip(axes[0], column_titles or ()):
         ax.set_title(title)
     if roles:

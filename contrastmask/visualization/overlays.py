@@ -9,6 +9,7 @@ from detectron2.utils.visualizer import GenericMask, Visualizer
 from matplotlib import colormaps
 
 from ..data.segmentation import usable_segmentation
+from .labels import literal
 
 BASE_COLOR = (0.10, 0.45, 1.00)
 NOVEL_COLOR = (1.00, 0.50, 0.05)
@@ -140,6 +141,8 @@ def overlay(image, colors, boxes, labels=None, masks=(), min_side=_MIN_SIDE):
     # Not through overlay_instances, which fills the holes of masks. Large masks first.
     for i in sorted(range(len(masks)), key=lambda i: masks[i].sum(), reverse=True):
         visualizer.draw_binary_mask(masks[i], color=colors[i], area_threshold=0)
+    if labels is not None:
+        labels = [literal(label) for label in labels]
     visualizer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colors)
     return visualizer.get_output().get_image()
 

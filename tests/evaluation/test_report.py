@@ -175,6 +175,14 @@ def test_many_classes():
     ElementTree.fromstring(svg)
 
 
+def test_class_names_with_dollar_signs():
+    names = (r"x$\foo$", "$a_{$ x", "$5", "cat")
+    split = ClassSplit(names, base=(0, 1), novel=(2, 3))
+    svg = class_ap_chart(dict.fromkeys(names[1:], 10.0), split)
+    texts = [x.text for x in ElementTree.fromstring(svg).iter() if x.tag.endswith("text")]
+    assert set(texts) >= {r"x$\foo$ (not measured)", *names[1:]}
+
+
 def test_metrics_without_losses():
     assert training_chart([]) is None
     assert training_chart([{"iteration": 5, "lr": 0.1, "total_loss": float("nan")}]) is None

@@ -65,3 +65,9 @@ def test_plot(summary, tmp_path):
     plot_study(summary, str(path))
     with Image.open(path) as image:
         assert image.width > 1000 and len(image.getcolors(10**6)) > 10
+
+
+def test_plot_of_titles_with_dollar_signs(summary, tmp_path):
+    summary[0]["title"] = r"x$\foo$"
+    plot_study(summary, str(tmp_path / "plot.png"))
+    assert (tmp_path / "plot.png").exists()

@@ -17,6 +17,12 @@ def split():
 
 
 @pytest.fixture
+def split_of_dollars():
+    """Classes whose names are no formulas, though matplotlib would take them for some."""
+    return ClassSplit((r"x$\foo$", "$a_{$ x", "$5", "cat"), base=(0, 2), novel=(1,))
+
+
+@pytest.fixture
 def image():
     return np.full((*SIZE, 3), 100, dtype=np.uint8)
 

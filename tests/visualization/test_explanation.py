@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from contrastmask.visualization.explanation import draw_explanation
+from contrastmask.visualization.figure import save_png
 
 
 @pytest.mark.parametrize("with_features", [True, False])
@@ -21,3 +22,8 @@ def test_panels(image, instances, split, with_features):
     inner = panels[0][40:-40, 40:-40]
     assert (inner == 100).all() and inner.size
     assert np.ptp(panels[1].reshape(-1, 3), axis=0).min() > 50  # a heat map
+
+
+def test_names_with_dollar_signs(image, instances, split_of_dollars, tmp_path):
+    save_png(draw_explanation(image, instances, split_of_dollars), str(tmp_path / "picture.png"))
+    assert (tmp_path / "picture.png").exists()

@@ -27,6 +27,11 @@ def test_detections_have_the_colours_of_their_group(image, instances, split):
     assert not change[450, 150].any()
 
 
+def test_names_with_dollar_signs(image, instances, split_of_dollars):
+    drawn = draw_detections(image, instances, split_of_dollars)
+    assert drawn.shape == image.shape
+
+
 def test_ground_truth_with_and_without_masks(image, make_instances, split):
     polygon = [[40, 50, 240, 50, 240, 250, 40, 250]]
     common = {"bbox_mode": BoxMode.XYWH_ABS}

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ...visualization.figure import ROLE_COLORS
+from ...visualization.labels import literal
 
 _MAX_NAMED_CLASSES = 100
 _GROUP_COLORS = {"base": ROLE_COLORS["base"], "novel": ROLE_COLORS["novel"], "all": (0.2, 0.2, 0.2)}
@@ -56,9 +57,8 @@ def class_ap_chart(aps, class_split, box_aps=None):
             handles += ax.plot(dots, positions, "o", color="black", markersize=3, label="box AP")
         ax.set_yticks(positions if is_named else [])
         if is_named:
-            ax.set_yticklabels(
-                [name if value == value else f"{name} (not measured)" for _, name, value in bars]
-            )
+            labels = [n if value == value else f"{n} (not measured)" for _, n, value in bars]
+            ax.set_yticklabels(map(literal, labels))
         else:
             ax.set_ylabel(f"{len(bars)} classes")
         ax.set_ylim(len(bars) - 0.4, -0.6)
