@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -181,6 +182,16 @@ def test_class_names_with_dollar_signs():
     svg = class_ap_chart(dict.fromkeys(names[1:], 10.0), split)
     texts = [x.text for x in ElementTree.fromstring(svg).iter() if x.tag.endswith("text")]
     assert set(texts) >= {r"x$\foo$ (not measured)", *names[1:]}
+
+
+def test_locale_without_utf8(tmp_path, dataset, monkeypatch):
+    def open_ascii(file, mode="r", buffering=-1, encoding=None, *args, **kwargs):
+        encoding = None if "b" in mode else encoding or "ascii"
+        return io.open(file, mode, buffering, encoding, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", open_ascii)
+    _, page = evaluate_and_report(tmp_path, [], dataset)
+    assert "<td>–</td>" in page
 
 
 def test_metrics_without_losses():

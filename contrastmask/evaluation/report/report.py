@@ -8,6 +8,7 @@ import jinja2
 import numpy as np
 from detectron2.utils.file_io import PathManager
 
+from ...atomic_files import write_whole
 from ...data.coco_format import image_file_name
 from ..group_metrics import METRICS
 from ..results import GROUPS, group_key
@@ -54,7 +55,7 @@ def write_report(path, *, dataset_name, results, data, class_split, image_root, 
     )
     if os.path.dirname(path):
         PathManager.mkdirs(os.path.dirname(path))
-    with PathManager.open(path, "w") as f:
+    with write_whole(path, "w", encoding="utf-8") as f:
         f.write(page)
 
 
