@@ -14,6 +14,7 @@ from detectron2.utils import comm
 
 from ..checkpoint import ContrastMaskCheckpointer
 from ..data import ContrastMaskDatasetMapper, build_training_loader, class_split_from_config
+from ..data.tta_mapper import TTAMapper
 from ..evaluation import ContrastMaskEvaluator, format_results_table, write_results_json
 from ..evaluation.report import write_report
 from ..modeling.frozen_parts import freeze_parts
@@ -242,5 +243,6 @@ class Trainer(DefaultTrainer):
         """
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
-        results = super().test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        model = GeneralizedRCNNWithTTA(cfg, model, tta_mapper=TTAMapper(cfg))
+        results = super().test(cfg, model, evaluators)
         return {f"{key}_TTA": value for key, value in results.items()}

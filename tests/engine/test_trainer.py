@@ -5,6 +5,7 @@ import small_model
 import torch
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 
+from contrastmask.data.tta_mapper import TTAMapper
 from contrastmask.engine import Trainer, load_config
 from contrastmask.solver import build_optimizer
 
@@ -16,7 +17,7 @@ def opts(tmp_path_factory):
     return [*small_model.options(folder, "trainer_data"), "OUTPUT_DIR", str(folder)]
 
 
-def test_test_time_augmentation(opts):
+def test_test_time_augmentation(opts, monkeypatch):
     aug = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)", "TEST.AUG.MAX_SIZE", "96"]
     cfg = load_config(small_model.CONFIG_FILE, opts + aug)
     torch.manual_seed(0)
@@ -27,7 +28,11 @@ def test_test_time_augmentation(opts):
     instances = output["instances"]
     assert len(instances) > 0
     assert instances.pred_masks.shape == (len(instances), 64, 64)
+    mapped = []
+    call = TTAMapper.__call__
+    monkeypatch.setattr(TTAMapper, "__call__", lambda *args: mapped.append(1) or call(*args))
     results = Trainer.test_with_tta(cfg, model)
+    assert len(mapped) == 2  # images
     assert not math.isnan(results["segm_TTA"]["AP"])
     assert "segm-novel_TTA" in results
 
