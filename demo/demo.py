@@ -15,6 +15,7 @@ Exit code 1 if there were no images or some of them could not be read.
 """
 
 import argparse
+import contextlib
 import glob
 import logging
 import os
@@ -51,12 +52,15 @@ def parse_args(argv=None):
     parser.add_argument("--score-threshold", type=float, default=0.5)
     parser.add_argument("--explain", action="store_true", help="also draw CAMs and features")
     parser.add_argument(
-        "--max-explained", type=int, default=8, help="detections to explain in each image"
+        "--max-explained", type=int, default=8, help="detections to explain in each image, from 1"
     )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides of the config"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.max_explained < 1:
+        parser.error(f"--max-explained: give 1 or more, not {args.max_explained}")
+    return args
 
 
 def main(argv=None):
@@ -74,7 +78,8 @@ def main(argv=None):
     model = load_model(cfg, args.weights)
     os.makedirs(args.output, exist_ok=True)
     num_failed = 0
-    with adding_enhanced_maps(model):
+    # Not always: it takes time for every detection.
+    with adding_enhanced_maps(model) if args.explain else contextlib.nullcontext():
         for path, name in zip(tqdm(paths, unit="image", disable=None), output_names(paths)):
             try:
                 image = read_image(path, format="RGB")

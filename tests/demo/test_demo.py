@@ -5,6 +5,8 @@ import cv2
 import pytest
 import small_model
 
+from contrastmask.inference import enhanced_maps
+
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
@@ -50,6 +52,21 @@ def test_explain(demo, tmp_path):
     code, files = demo("--input", "000001.jpg", "--explain", "--max-explained", "2")
     assert code == 0 and files == ["000001.png", "000001_explained.png"]
     assert cv2.imread(str(tmp_path / "out" / "000001_explained.png")).std() > 10
+
+
+def test_enhanced_maps_only_to_explain(demo, monkeypatch):
+    calls = []
+    monkeypatch.setattr(enhanced_maps, "principal_maps", calls.append)
+    code, files = demo("--input", "000001.jpg")
+    assert code == 0 and files == ["000001.png"]
+    assert not calls
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_number_of_explained_detections(demo, capsys, number):
+    with pytest.raises(SystemExit):
+        demo("--input", "000001.jpg", "--explain", "--max-explained", number)
+    assert f"--max-explained: give 1 or more, not {number}" in capsys.readouterr().err
 
 
 def test_unreadable_images(demo, tmp_path):
