@@ -120,7 +120,6 @@ def lines(*iterations):
         (lines(19, 39), 40, lines(19, 39)),
         # An earlier training in the same folder.
         (lines(19, 39, 59) + lines(19, 39), 20, lines(19, 39, 59) + lines(19)),
-        (lines(19), 0, lines(19)),
         ("", 40, ""),
     ],
 )
@@ -133,6 +132,21 @@ def test_metrics_of_a_resumed_training(tmp_path, before, start, after):
         hook.before_train()
         open_file.write(lines(start + 1))
     assert path.read_text() == after + lines(start + 1)
+
+
+def test_metrics_of_an_earlier_training(tmp_path):
+    """A training from the beginning does not go on in the file of another one."""
+    path = tmp_path / "metrics.json"
+    for number in (1, 2, 3):
+        with open(path, "a") as open_file:
+            hook = ContinueMetrics(str(path))
+            hook.trainer = SimpleNamespace(start_iter=0)
+            hook.before_train()
+            open_file.write(lines(number))
+    assert path.read_text() == lines(3)
+    assert (tmp_path / "metrics_earlier_1.json").read_text() == lines(1)
+    assert (tmp_path / "metrics_earlier_2.json").read_text() == lines(2)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_number_of_removed_lines(tmp_path):
