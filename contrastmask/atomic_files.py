@@ -1,6 +1,7 @@
 """Writing files so that each is there as a whole or not at all."""
 
 import os
+import re
 from contextlib import contextmanager
 
 _SUFFIX = ".unfinished"
@@ -30,19 +31,22 @@ class AtomicFiles:
         return self._path_manager.open(path, mode, **kwargs)
 
 
-def remove_unfinished(folder):
+def remove_unfinished(folder, pattern):
     """
     Remove what a process left that died while it wrote.
 
     Args:
         folder (str):
+        pattern (str): regular expression of the names that its files were to take. Others stay:
+            another process may be writing them.
 
     Returns:
         list[str]: paths of the removed files.
     """
     if not os.path.isdir(folder):
         return []
-    found = [os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(_SUFFIX)]
+    unfinished = re.compile(f"(?:{pattern}){re.escape(_SUFFIX)}")
+    found = [os.path.join(folder, x) for x in os.listdir(folder) if unfinished.fullmatch(x)]
     for path in found:
         os.remove(path)
     return found

@@ -20,6 +20,8 @@ from .reading import (
 
 logger = logging.getLogger(__name__)
 
+_NUMBERED = r"model_(\d{7,})\.pth"
+_WRITTEN_IN_TRAINING = rf"{_NUMBERED}|model_final\.pth|last_checkpoint"
 
 class _SafeReader(Checkpointer):
     """Stands behind Detectron2's checkpointer, which asks it to read .pth files."""
@@ -113,7 +115,7 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
                 previous checkpoint stays.
         """
         if self.save_to_disk and self.save_dir:
-            for path in remove_unfinished(self.save_dir):
+            for path in remove_unfinished(self.save_dir, _WRITTEN_IN_TRAINING):
                 logger.info(f"Removed {path}: it was not finished when training was interrupted")
         try:
             super().save(name, **kwargs)
@@ -218,7 +220,7 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
 def _older_checkpoints(file):
     """Paths of the checkpoints that were written before `file`, the newest first."""
     folder, name = os.path.split(file)
-    number = re.compile(r"model_(\d{7,})\.pth")
+    number = re.compile(_NUMBERED)
     match = number.fullmatch(name)
     if not match and name != "model_final.pth":
         return []

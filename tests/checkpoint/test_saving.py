@@ -82,6 +82,18 @@ def test_what_a_killed_process_left_is_removed_at_the_next_save(folder):
     assert (folder / "last_checkpoint").read_text() == "model_0000003.pth"
 
 
+def test_files_of_others_stay(folder):
+    """Tools may be writing them at this moment."""
+    names = ["masks.json", "converted.pth", "model_a.pth", "last_checkpoint.json", "model_final"]
+    for name in names:
+        (folder / f"{name}.unfinished").write_bytes(b"half")
+    for name in ("last_checkpoint", "model_final.pth"):
+        (folder / f"{name}.unfinished").write_bytes(b"half")
+    ContrastMaskCheckpointer(nn.Linear(1, 1), str(folder)).save("model_0000003")
+    left = {p.name.removesuffix(".unfinished") for p in folder.glob("*.unfinished")}
+    assert left == set(names)
+
+
 def damage(path, how):
     if how == "missing":
         path.unlink()
