@@ -3,8 +3,8 @@
 import os
 import pickle
 import zipfile
-import zlib
 from collections import OrderedDict
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -36,10 +36,8 @@ def read_torch_file(path, trusted=False):
             tensors and plain containers.
     """
     _check_beginning(path)
-    try:
+    with _reading(path, trusted):
         return torch.load(path, map_location="cpu", weights_only=not trusted)
-    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-        raise UnreadableCheckpointError(_explain(path, error)) from error
 
 
 def check_checksums(path):
@@ -53,23 +51,24 @@ def check_checksums(path):
         UnreadableCheckpointError: naming the file, if a part of it has changed since it was
             written. Files without checksums, of other formats, pass.
     """
-    if not os.path.isfile(path) or not zipfile.is_zipfile(path):
+    if not os.path.isfile(path):
         return
-    try:
+    with _reading(path):
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as file:
             part = file.testzip()
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise UnreadableCheckpointError(_explain(path, error)) from error
     if part:
         raise UnreadableCheckpointError(
             f"checkpoint {path} is damaged: {part} in it is not as it was written"
         )
 
 
-def read_pickle_file(path):
+def read_pickle_file(path, trusted=False):
     """
     Args:
         path (str): a local .pkl file of NumPy arrays, as in Detectron2's model zoo.
+        trusted (bool): also read Python objects, which can run code.
 
     Returns:
         object: what the file holds.
@@ -78,17 +77,20 @@ def read_pickle_file(path):
         UnreadableCheckpointError: as :func:`read_torch_file`.
     """
     _check_beginning(path)
-    try:
-        with open(path, "rb") as f:
-            return _ArrayUnpickler(f, encoding="latin1").load()
-    except (EOFError, pickle.UnpicklingError) as error:
-        raise UnreadableCheckpointError(_explain(path, error)) from error
+    with _reading(path, trusted), open(path, "rb") as f:
+        return _ArrayUnpickler(f, trusted).load()
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds containers, numbers, strings and NumPy arrays only."""
+    """Builds containers, numbers, strings and NumPy arrays only, unless the file is trusted."""
+
+    def __init__(self, file, trusted):
+        super().__init__(file, encoding="latin1")
+        self._trusted = trusted
 
     def find_class(self, module, name):
+        if self._trusted:
+            return super().find_class(module, name)
         if module.startswith("numpy") and name in _NUMPY_OBJECTS:
             return _NUMPY_OBJECTS[name]
         if (module, name) == ("collections", "OrderedDict"):
@@ -96,6 +98,20 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) == ("_codecs", "encode"):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+
+
+@contextmanager
+def _reading(path, trusted=False):
+    """
+    Make an UnreadableCheckpointError of what goes wrong inside, whatever it is: damage can raise
+    almost anything. Only that a file is missing or may not be read is no damage.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:
+        raise UnreadableCheckpointError(_explain(path, error, trusted)) from error
 
 
 def _check_beginning(path):
@@ -119,13 +135,13 @@ def _check_beginning(path):
         )
 
 
-def _explain(path, error):
+def _explain(path, error, trusted):
     with open(path, "rb") as f:
         start = f.read(4)
     size = os.path.getsize(path)
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if start == b"PK\x03\x04":
-        truncated = not zipfile.is_zipfile(path)
+        truncated = not _has_end_of_zip(path)
     else:
         words = ("truncated", "unexpected EOF", "Ran out of input", "wrong byte size")
         truncated = isinstance(error, EOFError) or any(w in str(error) for w in words)
@@ -136,10 +152,22 @@ def _explain(path, error):
         )
     if start != b"PK\x03\x04" and not start.startswith(b"\x80"):
         return f"checkpoint {path} is not a checkpoint: it begins with {start!r} ({reason})"
-    if isinstance(error, pickle.UnpicklingError):
+    if trusted and isinstance(error, (ImportError, AttributeError)):
+        return (
+            f"checkpoint {path} holds objects of a Python package that is missing here or has "
+            f"another version: install the one it was written with ({reason})"
+        )
+    if isinstance(error, pickle.UnpicklingError) and not trusted:
         return (
             f"checkpoint {path} holds Python objects beside tensors, which could run code, and is "
             "not read. If you trust its source, keep its tensors only: python "
             f"tools/convert_checkpoint.py --trust-source {path} converted.pth ({reason})"
         )
     return f"checkpoint {path} is damaged: fetch it again ({reason})"
+
+
+def _has_end_of_zip(path):
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # there is an end, with wrong contents
+        return True

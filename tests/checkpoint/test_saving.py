@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 
 import pytest
 import torch
@@ -117,6 +118,18 @@ def test_damaged_checkpoint(folder, how, caplog):
     assert "Resumed from the older checkpoint" in caplog.text
     damage(folder / "model_0000001.pth", "cut off")
     assert resume(folder) == 0
+
+
+def test_any_damaged_byte(folder):
+    """The last checkpoint is used as it was written, or the one before it."""
+    path = folder / "model_0000002.pth"
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    used = []
+    for at in rng.sample(range(len(whole)), 150):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ rng.randrange(1, 256)]) + whole[at + 1 :])
+        used.append(resume(folder))
+    assert set(used) == {1, 2}
 
 
 def test_only_older_checkpoints_take_its_place(folder):
