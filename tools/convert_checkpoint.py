@@ -60,18 +60,18 @@ def main(argv=None):
     src = PathManager.get_local_path(args.src)
     if os.path.exists(args.dst) and os.path.samefile(src, args.dst):
         raise SystemExit(f"{args.src} and {args.dst} are the same file")
-    weights, layout = read_weights(src, trusted=args.trust_source)
+    checkpoint, layout = read_weights(src, trusted=args.trust_source)
     logger.info(f"{args.src} has the layout {layout.name if layout else 'Detectron2'}")
 
     if args.config_file:
         model = build_model(load_config(args.config_file, args.opts))
-        is_detector = any(name.startswith("roi_heads.") for name in weights)
+        is_detector = any(name.startswith("roi_heads.") for name in checkpoint["model"])
         ContrastMaskCheckpointer(model, require_all=is_detector).load(src)
         logger.info(f"{args.src} fits the model of {args.config_file}")
 
     with write_whole(args.dst, "wb") as f:
-        torch.save({"model": weights}, f)
-    logger.info(f"Wrote {args.dst}: {len(weights)} tensors")
+        torch.save(checkpoint, f)
+    logger.info(f"Wrote {args.dst}: {len(checkpoint['model'])} tensors")
 
 
 if __name__ == "__main__":

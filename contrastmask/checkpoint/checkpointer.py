@@ -10,13 +10,8 @@ from fvcore.common.checkpoint import Checkpointer
 from ..atomic_files import AtomicFiles, remove_unfinished
 from ..output import OutputError, describe, os_error_behind
 from .fit import check_fit
-from .layouts import to_project_names, unwrap_state_dict
-from .reading import (
-    UnreadableCheckpointError,
-    check_checksums,
-    read_pickle_file,
-    read_torch_file,
-)
+from .layouts import MODEL_ZOO_FILES, read_model_zoo_file, to_project_names, unwrap_state_dict
+from .reading import UnreadableCheckpointError, check_checksums, read_torch_file
 
 logger = logging.getLogger(__name__)
 
@@ -148,10 +143,8 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
 
     def _load_file(self, filename):
         self._file = filename
-        if filename.endswith(".pkl"):
-            return self._load_pickle(filename)
-        if filename.endswith(".pyth"):
-            return self._load_pycls(filename)
+        if filename.endswith(MODEL_ZOO_FILES):
+            return read_model_zoo_file(filename)
         loaded = super()._load_file(filename)
         try:
             loaded["model"], self._layout = to_project_names(unwrap_state_dict(loaded["model"]))
@@ -160,24 +153,6 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
         if self._layout:
             logger.info(f"{filename} has the layout {self._layout.name}: its tensors are renamed")
         return loaded
-
-    def _load_pickle(self, filename):
-        """Like Detectron2's branch for these files, without running code from them."""
-        data = read_pickle_file(filename)
-        if "model" in data and "__author__" in data:
-            self.logger.info(f"Reading a file from '{data['__author__']}'")
-            return data
-        data = data.get("blobs", data)
-        data = {k: v for k, v in data.items() if not k.endswith("_momentum")}
-        return {"model": data, "__author__": "Caffe2", "matching_heuristics": True}
-
-    def _load_pycls(self, filename):
-        """Like Detectron2's branch for these files, without running code from them."""
-        model = read_torch_file(filename).get("model_state")
-        if model is None:
-            raise ValueError(f"checkpoint {filename}: a .pyth file needs an entry 'model_state'")
-        model = {k: v for k, v in model.items() if not k.endswith("num_batches_tracked")}
-        return {"model": model, "__author__": "pycls", "matching_heuristics": True}
 
     def _load_model(self, checkpoint):
         excluded = [k for k in checkpoint["model"] if self._is_excluded(k)]

@@ -1,5 +1,7 @@
 """The layouts that are recognised, and finding which one a file has."""
 
+import logging
+
 import numpy as np
 import torch
 
@@ -8,7 +10,11 @@ from .mmdetection import MMDETECTION, check_mmdetection_version
 from .reading import read_pickle_file, read_torch_file
 from .torchvision_resnet import TORCHVISION_RESNET
 
+logger = logging.getLogger(__name__)
+
 LAYOUTS = (MMDETECTION, TORCHVISION_RESNET, EFFICIENTNET_LITE)
+# Endings of the files that `read_model_zoo_file` is for.
+MODEL_ZOO_FILES = (".pkl", ".pyth")
 
 
 def find_layout(state_dict):
@@ -40,10 +46,16 @@ def unwrap_state_dict(loaded):
         loaded = loaded["state_dict"]
     elif isinstance(loaded.get("model"), dict):
         loaded = loaded["model"]
-    for name, value in loaded.items():
+    _check_tensors(loaded)
+    return loaded
+
+
+def _check_tensors(state_dict):
+    for name, value in state_dict.items():
+        if not isinstance(name, str):
+            raise ValueError(f"it has an entry {name!r}, which is not the name of a tensor")
         if not isinstance(value, (torch.Tensor, np.ndarray)):
             raise ValueError(f"its entry {name!r} is a {type(value).__name__}, not a tensor")
-    return loaded
 
 
 def to_project_names(state_dict):
@@ -62,26 +74,76 @@ def to_project_names(state_dict):
     return (layout.convert(stripped), layout) if layout else (state_dict, None)
 
 
-def read_weights(path, trusted=False):
+def read_model_zoo_file(path, trusted=False):
     """
+    What Detectron2's checkpointer makes of these files, without running code from them.
+
     Args:
-        path (str): a local file in one of the layouts or in Detectron2's.
+        path (str): a local file: .pkl of Detectron2's or Caffe2's model zoo, .pyth of pycls.
         trusted (bool): also read Python objects, which can run code.
 
     Returns:
-        tuple[dict[str, Tensor], Layout]: the tensors under this project's names, and the layout
-        they had, None for Detectron2's.
+        dict: the tensors or arrays under "model". If "matching_heuristics" is True, names have to
+        be matched with the model's, with special rules if "__author__" is "Caffe2".
 
     Raises:
         FileNotFoundError, ValueError: if there is no such file, or it cannot be read.
     """
-    if path.endswith(".pkl"):
-        arrays = read_pickle_file(path).get("model")
-        if not isinstance(arrays, dict):
-            raise ValueError(f"checkpoint {path}: only Detectron2's own .pkl files can be read")
-        return {k: torch.as_tensor(v) for k, v in arrays.items()}, None
-    loaded = read_torch_file(path, trusted=trusted)
+    read = read_pickle_file if path.endswith(".pkl") else read_torch_file
+    loaded = read(path, trusted=trusted)
     try:
-        return to_project_names(unwrap_state_dict(loaded))
+        if not isinstance(loaded, dict):
+            raise ValueError(f"it holds a {type(loaded).__name__}, not a dict of tensors")
+        loaded = _from_pickle(loaded) if path.endswith(".pkl") else _from_pycls(loaded)
+        _check_tensors(loaded["model"])
     except ValueError as error:
+        raise ValueError(f"checkpoint {path}: {error}") from error
+    return loaded
+
+
+def _from_pickle(loaded):
+    if isinstance(loaded.get("model"), dict):  # Detectron2's own
+        logger.info(f"Reading a file from {loaded.get('__author__', 'an unknown author')!r}")
+        return loaded
+    blobs = loaded.get("blobs", loaded)
+    if not isinstance(blobs, dict):
+        raise ValueError(f"its entry 'blobs' is a {type(blobs).__name__}, not a dict of tensors")
+    weights = {k: v for k, v in blobs.items() if not str(k).endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _from_pycls(loaded):
+    weights = loaded.get("model_state")
+    if not isinstance(weights, dict):
+        raise ValueError("a .pyth file needs an entry 'model_state', a dict of tensors")
+    weights = {k: v for k, v in weights.items() if not str(k).endswith("num_batches_tracked")}
+    return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+
+
+def read_weights(path, trusted=False):
+    """
+    Args:
+        path (str): a local file in one of the layouts or in one that Detectron2 loads.
+        trusted (bool): also read Python objects, which can run code.
+
+    Returns:
+        tuple[dict, Layout]: what a checkpoint in Detectron2's layout has to hold, and the layout
+        the file had, None for Detectron2's. Under "model" are the tensors, with this project's
+        names; or with those of the file, if Detectron2 matches them ("matching_heuristics").
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such file, or it cannot be read.
+    """
+    read = read_model_zoo_file if path.endswith(MODEL_ZOO_FILES) else read_torch_file
+    loaded = read(path, trusted=trusted)
+    try:
+        weights = unwrap_state_dict(loaded)
+        weights.update({k: torch.as_tensor(v) for k, v in weights.items()})
+        if loaded.get("matching_heuristics") is True:
+            author = str(loaded.get("__author__"))
+            matched = {"model": weights, "__author__": author, "matching_heuristics": True}
+            return matched, None
+        weights, layout = to_project_names(weights)
+        return {"model": weights}, layout
+    except (TypeError, ValueError) as error:  # TypeError: an array of other things than numbers
         raise ValueError(f"checkpoint {path}: {error}") from error

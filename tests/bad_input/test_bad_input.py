@@ -1,5 +1,6 @@
 """What broken and odd input gives: the right result, or an error that names what is wrong."""
 
+import pickle
 import struct
 import zlib
 
@@ -616,6 +617,22 @@ TABLE = {
     ),
     "weights: tensor missing": Row(
         Weights("a.pth", {"model": {"weight": torch.rand(2, 3)}}), r"a\.pth.*bias"
+    ),
+    "weights: a number for a name": Row(
+        Weights("a.pth", {"model": {7: torch.zeros(3)}}), r"a\.pth: it has an entry 7"
+    ),
+    "weights: .pyth without model_state": Row(
+        Weights("a.pyth", {"model": {}}), r"a\.pyth: a .pyth file needs an entry 'model_state'"
+    ),
+    "weights: a list as .pyth": Row(Weights("a.pyth", [1]), r"a\.pyth: it holds a list"),
+    "weights: a list as .pkl": Row(
+        Weights("a.pkl", pickle.dumps([1])), r"a\.pkl: it holds a list, not a dict"
+    ),
+    "weights: text in a .pkl": Row(
+        Weights("a.pkl", pickle.dumps({"model": {"weight": "x"}})), r"a\.pkl: .*'weight' is a str"
+    ),
+    "weights: .pkl with a list of blobs": Row(
+        Weights("a.pkl", pickle.dumps({"blobs": [1]})), r"a\.pkl: its entry 'blobs' is a list"
     ),
     "weights: right": Row(
         Weights("a.pth", {"model": {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}}),

@@ -1,5 +1,7 @@
 import importlib.util
+import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,8 +75,32 @@ def test_what_does_not_fit_is_not_written(tool, resnet, tmp_path):
 
 def test_objects_are_left_behind_if_the_source_is_trusted(tool, tmp_path):
     torch.save({"model": {"a": torch.ones(2)}, "path": tmp_path}, tmp_path / "a.pth")
+    torch.save({"model_state": {"a": torch.ones(2)}, "path": tmp_path}, tmp_path / "a.pyth")
+    arrays = {"model": {"a": np.ones(2)}, "__author__": "x", "path": tmp_path}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(arrays))
     out = tmp_path / "out.pth"
-    with pytest.raises(ValueError, match="trust-source"):
-        tool.main([str(tmp_path / "a.pth"), str(out)])
-    tool.main([str(tmp_path / "a.pth"), str(out), "--trust-source"])
-    assert torch.load(out, weights_only=True)["model"].keys() == {"a"}
+    for name in ("a.pth", "a.pyth", "a.pkl"):
+        with pytest.raises(ValueError, match=f"{name}.*--trust-source"):
+            tool.main([str(tmp_path / name), str(out)])
+        tool.main([str(tmp_path / name), str(out), "--trust-source"])
+        assert torch.load(out, weights_only=True)["model"].keys() == {"a"}
+        out.unlink()
+
+
+def test_names_that_detectron2_matches(tool, tmp_path):
+    """A converted file loads like the file itself."""
+    from detectron2.modeling import build_model
+
+    from contrastmask.checkpoint import ContrastMaskCheckpointer
+    from contrastmask.engine import load_config
+
+    pycls, caffe2 = torch.rand(4, 4, 1, 1), torch.rand(4, 8, 1, 1)
+    torch.save({"model_state": {"res2.0.conv1.weight": pycls}}, tmp_path / "a.pyth")
+    blobs = {"blobs": {"res2_1_branch2a_w": caffe2.numpy(), "res2_1_branch2a_w_momentum": 3}}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(blobs))
+    model = build_model(load_config(CONFIG, NARROW))
+    for name in ("a.pyth", "a.pkl"):
+        tool.main([str(tmp_path / name), str(tmp_path / "out.pth")])
+        ContrastMaskCheckpointer(model).load(str(tmp_path / "out.pth"))
+    res2 = model.backbone.bottom_up.res2
+    assert torch.equal(res2[0].conv1.weight, pycls) and torch.equal(res2[1].conv1.weight, caffe2)
