@@ -5,7 +5,7 @@ import os
 import re
 
 from detectron2.checkpoint import DetectionCheckpointer
-from fvcore.common.checkpoint import Checkpointer
+from fvcore.common.checkpoint import Checkpointer, _strip_prefix_if_present
 
 from ..atomic_files import AtomicFiles, remove_unfinished
 from ..output import OutputError, describe, os_error_behind
@@ -18,8 +18,14 @@ logger = logging.getLogger(__name__)
 _NUMBERED = r"model_(\d{7,})\.pth"
 _WRITTEN_IN_TRAINING = rf"{_NUMBERED}|model_final\.pth|last_checkpoint"
 
-class _SafeReader(Checkpointer):
-    """Stands behind Detectron2's checkpointer, which asks it to read .pth files."""
+
+class _Loader(Checkpointer):
+    """
+    Stands behind Detectron2's checkpointer, which asks it to read .pth files, and to load tensors
+    after it has matched their names with those of the model.
+    """
+
+    exclude = ()
 
     def _load_file(self, f):
         loaded = read_torch_file(f)
@@ -29,8 +35,28 @@ class _SafeReader(Checkpointer):
             )
         return loaded
 
+    def _load_model(self, checkpoint):
+        weights = checkpoint["model"]
+        _strip_prefix_if_present(weights, "module.")  # as it is done next: names are final now
+        unused = [k for k in weights if self._is_excluded(k)]
+        for k in unused:
+            del weights[k]
+        incompatible = super()._load_model(checkpoint)
+        missing = incompatible.missing_keys
+        kept = [k for k in missing if self._is_excluded(k)]
+        missing[:] = [k for k in missing if k not in set(kept)]
+        if kept or unused:
+            logger.info(
+                f"MODEL.WEIGHTS_EXCLUDE: {len(kept)} tensors of the model keep their initial "
+                f"values, {len(unused)} of the checkpoint are not used"
+            )
+        return incompatible
 
-class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
+    def _is_excluded(self, name):
+        return any(_is_part(name, part) for part in self.exclude)
+
+
+class ContrastMaskCheckpointer(DetectionCheckpointer, _Loader):
     """
     Detectron2's checkpointer that also loads the layouts of this package, reads files without
     running code from them, and raises an error where a checkpoint does not fit the model:
@@ -155,9 +181,6 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
         return loaded
 
     def _load_model(self, checkpoint):
-        excluded = [k for k in checkpoint["model"] if self._is_excluded(k)]
-        for k in excluded:
-            del checkpoint["model"][k]
         incompatible = super()._load_model(checkpoint)
         for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
             counters = [k for k in keys if k.endswith(".num_batches_tracked")]
@@ -167,15 +190,6 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
                     f"{len(counters)} counters num_batches_tracked of batch norm are not used: "
                     "frozen batch norm does not count"
                 )
-        kept = [k for k in incompatible.missing_keys if self._is_excluded(k)]
-        if kept or excluded:
-            incompatible.missing_keys[:] = [
-                k for k in incompatible.missing_keys if not self._is_excluded(k)
-            ]
-            logger.info(
-                f"MODEL.WEIGHTS_EXCLUDE: {len(kept)} tensors of the model keep their initial "
-                f"values, {len(excluded)} of the checkpoint are not used"
-            )
         try:
             check_fit(
                 self._file,
@@ -187,9 +201,6 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
             self._log_incompatible_keys(incompatible)  # all of them; the error names the first
             raise
         return incompatible
-
-    def _is_excluded(self, name):
-        return any(_is_part(name, part) for part in self.exclude)
 
 
 def _older_checkpoints(file):

@@ -40,8 +40,8 @@ def check_fit(file, incompatible, *, covers, require_all):
             f"checkpoint {file} does not fit the model: {name} has the shape {in_checkpoint} in "
             f"the checkpoint and {in_model} in the model"
             + (f" ({others} more tensors differ)" if others else "")
-            + f". Likely cause: {_cause_of_shape(name, in_checkpoint, in_model)}. To start a part "
-            f"anew, name it in MODEL.WEIGHTS_EXCLUDE, here \"['{_part_of(name)}']\""
+            + f". Likely cause: {_cause_of_shape(name, in_checkpoint, in_model)}"
+            + _how_to_exclude(name, "To start a part anew", require_all)
         )
     missing = incompatible.missing_keys
     if not require_all:
@@ -49,9 +49,8 @@ def check_fit(file, incompatible, *, covers, require_all):
     if missing:
         raise ValueError(
             f"checkpoint {file} does not fit the model: {len(missing)} tensors of the model are "
-            f"not in it, the first is {missing[0]}. Likely cause: {_cause(missing[0])}. If this "
-            f"part is to keep its initial values, name it in MODEL.WEIGHTS_EXCLUDE, here "
-            f"\"['{_part_of(missing[0])}']\""
+            f"not in it, the first is {missing[0]}. Likely cause: {_cause(missing[0])}"
+            + _how_to_exclude(missing[0], "If it is to keep its initial values", require_all)
         )
     unused = [k for k in incompatible.unexpected_keys if covers and k.startswith(covers)]
     if unused:
@@ -59,6 +58,12 @@ def check_fit(file, incompatible, *, covers, require_all):
             f"checkpoint {file} does not fit the model: {len(unused)} of its tensors have no place "
             f"in the model, the first is {unused[0]}. Likely cause: {_cause(unused[0])}"
         )
+
+
+def _how_to_exclude(name, purpose, require_all):
+    if require_all:  # evaluation or a resumed training, where nothing is excluded
+        return ""
+    return f". {purpose}, name it in MODEL.WEIGHTS_EXCLUDE, here \"['{_part_of(name)}']\""
 
 
 def _cause(name):

@@ -79,6 +79,71 @@ def test_excluded_parts_keep_their_values(build_narrow, load, tmp_path, caplog):
         assert torch.equal(value, before[name] if is_kept else source.state_dict()[name]), name
 
 
+def with_prefix(weights, path):
+    torch.save({"model": {f"module.{k}": v for k, v in weights.items()}}, path / "a.pth")
+    return path / "a.pth"
+
+
+def without_outer_names(weights):
+    return {k.removeprefix("roi_heads.box_predictor."): v for k, v in weights.items()}
+
+
+def as_pycls(weights, path):
+    torch.save({"model_state": without_outer_names(weights)}, path / "a.pyth")
+    return path / "a.pyth"
+
+
+def as_torchvision_of_the_model_zoo(weights, path):
+    arrays = {k: v.numpy() for k, v in without_outer_names(weights).items()}
+    content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+    (path / "a.pkl").write_bytes(pickle.dumps(content))
+    return path / "a.pkl"
+
+
+def as_caffe2(weights, path):
+    names = {
+        "conv1_w": "backbone.bottom_up.stem.conv1.weight",
+        "cls_score_w": "roi_heads.box_predictor.cls_score.weight",
+        "cls_score_b": "roi_heads.box_predictor.cls_score.bias",
+    }
+    blobs = {theirs: weights[ours].numpy() for theirs, ours in names.items()}
+    (path / "a.pkl").write_bytes(pickle.dumps({"blobs": blobs}))
+    return path / "a.pkl"
+
+
+@pytest.mark.parametrize(
+    "write", [with_prefix, as_pycls, as_torchvision_of_the_model_zoo, as_caffe2]
+)
+def test_exclusion_goes_by_names_of_the_model(build_narrow, load, tmp_path, write):
+    """Whatever names the file has."""
+    source, target = build_narrow(), build_narrow()
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    path = write(source.state_dict(), tmp_path)
+    load(target, path, exclude=["roi_heads.box_predictor.cls_score"])
+    names = ["roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.cls_score.bias"]
+    for name in names:
+        assert torch.equal(target.state_dict()[name], before[name]), name
+    conv1 = source.backbone.bottom_up.stem.conv1.weight
+    assert torch.equal(target.backbone.bottom_up.stem.conv1.weight, conv1)
+
+    load(target, path)  # otherwise they are loaded
+    for name in names:
+        assert not torch.equal(target.state_dict()[name], before[name]), name
+
+
+def test_exclusion_is_advised_where_it_helps(build_narrow, load, tmp_path):
+    """Evaluation and resumed trainings load everything."""
+    torch.save({"model": build_narrow().state_dict()}, tmp_path / "a.pth")
+    target = build_narrow("MODEL.ROI_HEADS.NUM_CLASSES", 5)
+    with pytest.raises(ValueError, match=r"WEIGHTS_EXCLUDE, here \"\['roi_heads.box_predictor'\]"):
+        load(target, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="3 classes, the model 5$"):
+        load(target, tmp_path / "a.pth", require_all=True)
+    torch.save({"model": {}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"tensors of the model are not in it.*[^'\]\"]$"):
+        load(target, tmp_path / "a.pth", require_all=True)
+
+
 def test_excluded_part_has_to_exist(build_narrow):
     for part in ("roi_heads.box_pred", "nothing"):
         with pytest.raises(ValueError, match=f"MODEL.WEIGHTS_EXCLUDE.*{part}"):
