@@ -99,8 +99,9 @@ def _add_model_config(cfg):
     # Parts of the model that do not learn, as prefixes of parameter names: ["backbone",
     # "proposal_generator"] to train the RoI heads only, on top of a detector.
     cfg.MODEL.FROZEN_PARTS = []
-    # Keep feature maps and convolutions in channels-last order in training and evaluation, which
-    # is faster on some machines (docs/PERFORMANCE.md). Results differ by rounding only.
+    # Keep feature maps and convolutions in channels-last order in training, evaluation, the demo
+    # and the tools, which is faster on some machines (docs/PERFORMANCE.md). Results differ by
+    # rounding only.
     cfg.MODEL.CHANNELS_LAST = False
     # Limit decoded log-size deltas from below as well, to -log(1000 / 16), in the RoI heads and in
     # the ContrastMaskRPN (published models). Detectron2 limits them from above only.

@@ -155,9 +155,15 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _Loader):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it cannot be read or does not fit the model.
+            ValueError: if it cannot be read or does not fit the model, or none is named although
+                every tensor has to be in it.
         """
         self._layout = None
+        if not path and self.require_all:
+            raise ValueError(
+                "MODEL.WEIGHTS is empty, the model would have random weights: give the checkpoint "
+                "of a trained model, such as model_final.pth in the OUTPUT_DIR of its training"
+            )
         if path:
             local = self.path_manager.get_local_path(path.split("?")[0])
             if not os.path.isfile(local):

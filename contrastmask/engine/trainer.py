@@ -5,7 +5,6 @@ import os
 import weakref
 from contextlib import contextmanager
 
-import torch
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
@@ -17,6 +16,7 @@ from ..data import ContrastMaskDatasetMapper, build_training_loader, class_split
 from ..data.tta_mapper import TTAMapper
 from ..evaluation import ContrastMaskEvaluator, format_results_table, write_results_json
 from ..evaluation.report import write_report
+from ..modeling.build import build_model
 from ..modeling.frozen_parts import freeze_parts
 from ..output import exit_if_not_writable
 from ..solver import build_optimizer
@@ -153,10 +153,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
-        model = super().build_model(cfg)
+        model = build_model(cfg)
         freeze_parts(model, cfg.MODEL.FROZEN_PARTS)
-        if cfg.MODEL.CHANNELS_LAST:
-            model = model.to(memory_format=torch.channels_last)
+        logger.info(f"Model:\n{model}")
         return model
 
     @classmethod

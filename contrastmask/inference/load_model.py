@@ -1,8 +1,7 @@
 """A trained model from a config and a checkpoint."""
 
-from detectron2.modeling import build_model
-
 from ..checkpoint import ContrastMaskCheckpointer
+from ..modeling.build import build_model
 
 __all__ = ["load_model"]
 
@@ -18,7 +17,7 @@ def load_model(cfg, weights=None):
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
-        ValueError: if it does not fit the model or is not complete.
+        ValueError: if none is named, or it does not fit the model or is not complete.
     """
     model = build_model(cfg).eval()
     checkpointer = ContrastMaskCheckpointer(

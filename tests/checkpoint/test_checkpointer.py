@@ -155,6 +155,12 @@ def test_missing_file(build_narrow, load, tmp_path):
         load(build_narrow(), tmp_path / "nothing.pth")
 
 
+def test_no_file(build_narrow, load):
+    load(build_narrow(), "")  # a training that starts from random weights
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty.*give the checkpoint"):
+        load(build_narrow(), "", require_all=True)
+
+
 def test_unknown_state_dict(build_narrow, load, tmp_path):
     torch.save({"meta": {}, "state_dict": {"a": torch.ones(1), "b": "c"}}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"a\.pth.*'b' is a str"):
