@@ -26,9 +26,7 @@ def run(args):
     if args.eval_only:
         check_num_classes(cfg, cfg.DATASETS.TEST)
         model = Trainer.build_model(cfg)
-        checkpointer = ContrastMaskCheckpointer(
-            model, cfg.OUTPUT_DIR, require_all=True, exclude=cfg.MODEL.WEIGHTS_EXCLUDE
-        )
+        checkpointer = ContrastMaskCheckpointer(model, cfg.OUTPUT_DIR, require_all=True)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:

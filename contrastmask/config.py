@@ -94,7 +94,8 @@ def _add_model_config(cfg):
     # Parts of the model, as prefixes of tensor names, that keep their initial values instead of
     # taking those of MODEL.WEIGHTS. Where a checkpoint's shapes do not fit the model, loading it is
     # an error unless the part is named here: ["roi_heads.box_predictor"] to fine-tune on other
-    # classes. A resumed training ignores this key.
+    # classes. Only the start of a training uses this key: where one is resumed, and in evaluation,
+    # the demo and the tools, everything is loaded.
     cfg.MODEL.WEIGHTS_EXCLUDE = []
     # Parts of the model that do not learn, as prefixes of parameter names: ["backbone",
     # "proposal_generator"] to train the RoI heads only, on top of a detector.

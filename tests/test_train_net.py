@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_model
 import torch
 
+import train_net
 from contrastmask.data.shapes import ShapesParams, write_shapes
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +75,27 @@ def test_eval_only_gives_the_same_numbers(datasets, trained, tmp_path):
     assert code == 0, log
     first, second = (json.loads((x / "results.json").read_text()) for x in (output, tmp_path))
     assert first == second
+
+
+def test_eval_only_loads_everything(datasets, tmp_path, monkeypatch):
+    """Also what the training began without; a model with random weights is not evaluated."""
+    opts = [*small_model.options(datasets / "shapes", "eval_only"), "OUTPUT_DIR", str(tmp_path)]
+    opts += ["MODEL.WEIGHTS_EXCLUDE", "['roi_heads.box_predictor']"]
+    weights = str(tmp_path / "weights.pth")
+    _, expected = small_model.write_weights(weights, opts)
+    evaluated = []
+    monkeypatch.setattr(train_net.Trainer, "test", lambda cfg, model: evaluated.append(model) or {})
+
+    def evaluate(*more):
+        args = ["--eval-only", "--config-file", small_model.CONFIG_FILE, *opts, *more]
+        train_net.main(train_net.default_argument_parser().parse_args(args))
+
+    evaluate("MODEL.WEIGHTS", weights)
+    (model,) = evaluated
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty.*give the checkpoint"):
+        evaluate()
 
 
 def test_resume_continues_where_training_stopped(datasets, trained, tmp_path):

@@ -20,8 +20,5 @@ def load_model(cfg, weights=None):
         ValueError: if none is named, or it does not fit the model or is not complete.
     """
     model = build_model(cfg).eval()
-    checkpointer = ContrastMaskCheckpointer(
-        model, require_all=True, exclude=cfg.MODEL.WEIGHTS_EXCLUDE
-    )
-    checkpointer.load(weights or cfg.MODEL.WEIGHTS)
+    ContrastMaskCheckpointer(model, require_all=True).load(weights or cfg.MODEL.WEIGHTS)
     return model

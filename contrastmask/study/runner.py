@@ -162,7 +162,7 @@ def _evaluate(study, settings, weights, folder):
     """
     keep = {k: v for k, v in settings.items() if not k.startswith("DATASETS.")}
     keep.update({k: v for k, v in study.common.items() if k.startswith("DATASETS.")})
-    keep.update({"OUTPUT_DIR": folder, "MODEL.WEIGHTS": weights, "MODEL.WEIGHTS_EXCLUDE": []})
+    keep.update({"OUTPUT_DIR": folder, "MODEL.WEIGHTS": weights})
     cfg = load_config(study.base_config, as_options(keep))
     if len(cfg.DATASETS.TEST) != 1:
         raise ValueError(
