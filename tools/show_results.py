@@ -16,23 +16,25 @@ def main(argv=None) -> int:
     parser.add_argument("results", help="results.json of an output folder")
     parser.add_argument(
         "--recorded",
+        nargs="+",
+        default=[],
         metavar="FILE",
-        help="results.json of another model, recorded with the key 'recorded': "
+        help="results.json of other models, recorded with the key 'recorded': "
         "{'title': its name, 'command': how it was made}",
     )
     args = parser.parse_args(argv)
     path = args.results
     try:
         results = read_results_json(path)
-        if args.recorded is None:
-            print(format_results_table(results))
-            return 0
-        path = args.recorded
-        with open(path, encoding="utf-8") as f:
-            record = json.load(f)["recorded"]
-        title, command = f"{record['title']} (recorded)", record["command"]
-        print(format_results_table(results, read_results_json(path), title))
-        print(f"Recorded with: {command}")
+        others, commands = {}, []
+        for path in args.recorded:
+            with open(path, encoding="utf-8") as f:
+                record = json.load(f)["recorded"]
+            others[f"{record['title']} (recorded)"] = read_results_json(path)
+            commands.append(record["command"])
+        print(format_results_table(results, others))
+        for command in commands:
+            print(f"Recorded with: {command}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"show_results: {path}: {error!r}", file=sys.stderr)
         return 1

@@ -27,26 +27,25 @@ def group_key(task, group):
     return task if group == "all" else f"{task}-{group}"
 
 
-def format_results_table(results, baseline=None, baseline_title="baseline"):
+def format_results_table(results, others=None):
     """Format the main numbers for base, novel and all classes.
 
     Args:
         results (dict[str, dict[str, float]]): what `ContrastMaskEvaluator.evaluate` returns.
-        baseline (dict[str, dict[str, float]] or None): the same of a model to compare with; its
-            mask AP is shown as well.
-        baseline_title (str): its name in the table.
+        others (dict[str, dict] or None): title -> the same, of models to compare with, whose mask
+            AP is shown as well.
 
     Returns:
         str: a table with the rows box AP, mask AP and so on that `results` has, and below it the
         harmonic mean of base and novel mask AP. "-" stands for what cannot be measured.
     """
     rows = [_row(title, results, task, metric) for title, task, metric in _ROWS if task in results]
-    if baseline is not None:
-        rows += [
-            _row(f"{title}, {baseline_title}", baseline, task, metric)
-            for title, task, metric in _ROWS
-            if task == "segm"
-        ]
+    rows += [
+        _row(f"{title}, {name}", other, task, metric)
+        for name, other in (others or {}).items()
+        for title, task, metric in _ROWS
+        if task == "segm"
+    ]
     table = tabulate(
         rows,
         headers=["", *GROUPS],

@@ -51,7 +51,7 @@ def test_table(results):
 
 def test_table_with_a_baseline(results):
     baseline = {**results, "segm-novel": metrics(1.0), "segm": metrics(2.0)}
-    table = format_results_table(results, baseline, "other (recorded)")
+    table = format_results_table(results, {"other (recorded)": baseline})
     assert cells(table, "mask AP") == ["50.00", "60.13", "40.00"]
     assert cells(table, "mask AP, other (recorded)") == ["50.00", "1.00", "2.00"]
     assert cells(table, "mask AP50, other (recorded)") == ["51.00", "2.00", "3.00"]

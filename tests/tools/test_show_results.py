@@ -35,13 +35,19 @@ def test_plain(program, write, capsys):
     assert "| mask AP   |" in out and "12.50" in out and "recorded" not in out
 
 
-def test_with_a_recorded_baseline(program, write, capsys):
-    record = {"title": "Mask R-CNN", "command": "python train_net.py ..."}
-    recorded = write("recorded.json", 7.25, recorded=record)
-    assert program.main([write("results.json", 12.5), "--recorded", recorded]) == 0
+def test_with_recorded_models(program, write, capsys):
+    recorded = [
+        write(f"{title}.json", value, recorded={"title": title, "command": f"train {title}"})
+        for title, value in (("Mask R-CNN", 7.25), ("another", 8.5))
+    ]
+    assert program.main([write("results.json", 12.5), "--recorded", *recorded]) == 0
     out = capsys.readouterr().out
     assert "| mask AP, Mask R-CNN (recorded)   |   7.25 |" in out
-    assert out.splitlines()[-1] == "Recorded with: python train_net.py ..."
+    assert "| mask AP, another (recorded)      |   8.50 |" in out
+    assert out.splitlines()[-2:] == [
+        "Recorded with: train Mask R-CNN",
+        "Recorded with: train another",
+    ]
 
 
 def test_says_which_file_is_wrong(program, write, tmp_path, capsys):
@@ -52,10 +58,14 @@ def test_says_which_file_is_wrong(program, write, tmp_path, capsys):
     assert "results.json: KeyError('recorded')" in capsys.readouterr().err
 
 
-def test_recorded_baseline_of_the_quickstart(program, write, capsys):
-    path = ROOT / "docs" / "recorded" / "quickstart_mask_rcnn.json"
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs" / "recorded").glob("quickstart_*.json")), ids=lambda x: x.stem
+)
+def test_recorded_models_of_the_quickstart(program, write, capsys, path):
     assert program.main([write("results.json", 12.5), "--recorded", str(path)]) == 0
     record = json.loads(path.read_text())
     out = capsys.readouterr().out
     assert f"{record['mask']['novel']['AP']:.2f}" in out
-    assert (ROOT / record["recorded"]["command"].split()[-1]).is_file()
+    words = record["recorded"]["command"].split()
+    assert (ROOT / words[words.index("--config-file") + 1]).is_file()
+    assert path.name in (ROOT / "Makefile").read_text()
