@@ -71,8 +71,8 @@ def _add_dataset_config(cfg):
     # names of sets of classes ("voc", "nonvoc", "shapes_base"), or one entry with the path of a
     # text file that lists class names, one a line. Masks of all other classes are never read.
     # Or one entry that looks at the annotations of DATASETS.TRAIN: "auto", the classes that have
-    # any mask and are not in NOVEL_CLASSES; or "instances", for evaluation the same as "auto", but
-    # every instance that has a mask supervises, whatever its class. In all cases an instance of a
+    # any mask and are not in NOVEL_CLASSES. So every instance that has a mask supervises, unless
+    # its class is named there; "instances" is another name for this. In all cases an instance of a
     # base class without a mask is treated like one of a novel class.
     cfg.DATASETS.BASE_CLASSES = []
     # Classes that have boxes only ("novel"), given like BASE_CLASSES. Empty: every class of the

@@ -7,7 +7,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import log_first_n
 from tabulate import tabulate
 
-from .class_split import BASE_KEY, class_split_from_config, supervising_classes
+from .class_split import BASE_KEY, class_split_from_config
 from .supervision import MaskCounts, class_names_of, mask_counts_of
 
 __all__ = ["check_num_classes", "check_supervision"]
@@ -56,19 +56,17 @@ def check_supervision(cfg) -> None:
         raise ValueError("DATASETS.TRAIN names no dataset")
     split = class_split_from_config(cfg, datasets[0])
     counts = _sum_counts([mask_counts_of(name) for name in datasets])
-    allowed = supervising_classes(cfg)
     described = ", ".join(_describe(name) for name in datasets)
     if not any(counts.instances):
         raise ValueError(f"DATASETS.TRAIN: {described} have no annotated instance")
 
     if cfg.MODEL.MASK_ON:
-        used = range(len(split.class_names)) if allowed is None else sorted(allowed)
-        if not any(counts.masks[i] for i in used):
+        if not any(counts.masks[i] for i in split.base):
             raise ValueError(
                 f"No instance of a base class has a mask in {described}. {BASE_KEY} stands for: "
                 f"{_shorten(split.base_names)}"
             )
-        rle_classes = [split.class_names[i] for i in used if counts.rle_masks[i]]
+        rle_classes = [split.class_names[i] for i in split.base if counts.rle_masks[i]]
         if rle_classes and cfg.INPUT.MASK_FORMAT == "polygon":
             raise ValueError(
                 f"Some masks in {described} are RLEs (classes {_shorten(rle_classes)}), which "
@@ -88,8 +86,7 @@ def check_supervision(cfg) -> None:
         rows.append([role, len(ids)])
         for numbers in (counts.instances, counts.masks):
             rows[-1].append(sum(numbers[i] for i in ids))
-        supervised = [i for i in ids if allowed is None or i in allowed]
-        rows[-1].append(sum(counts.masks[i] for i in supervised))
+        rows[-1].append(sum(counts.masks[i] for i in ids if i in split.base))
     headers = ["role", "classes", "instances", "with a mask", "masks learnt from"]
     log_first_n(
         logging.INFO,

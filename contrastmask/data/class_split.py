@@ -20,7 +20,7 @@ __all__ = [
     "supervising_classes",
 ]
 
-# Entries of DATASETS.BASE_CLASSES that look at the training annotations.
+# Entries of DATASETS.BASE_CLASSES that look at the training annotations: two names for the same.
 AUTO = "auto"
 INSTANCES = "instances"
 
@@ -241,13 +241,6 @@ def class_split_from_config(cfg, dataset_name: str) -> ClassSplit:
     return resolve_class_split(class_names, base, cfg.DATASETS.NOVEL_CLASSES, masked_classes=masked)
 
 
-def supervising_classes(cfg) -> Optional[FrozenSet[int]]:
-    """Contiguous ids of the classes whose masks may be learnt from; None for any class.
-
-    None is what DATASETS.BASE_CLASSES "instances" gives: each instance that has a mask supervises.
-    """
-    dataset_name = cfg.DATASETS.TRAIN[0]
-    base = cfg.DATASETS.BASE_CLASSES
-    if _is_from_annotations(base, class_names_of(dataset_name)) and base[0] == INSTANCES:
-        return None
-    return frozenset(class_split_from_config(cfg, dataset_name).base)
+def supervising_classes(cfg) -> FrozenSet[int]:
+    """Contiguous ids of the classes whose masks may be learnt from: the base classes."""
+    return frozenset(class_split_from_config(cfg, cfg.DATASETS.TRAIN[0]).base)

@@ -7,7 +7,7 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 
@@ -171,6 +171,29 @@ def test_masks_of_other_classes_are_never_looked_at(image_file, mask_format):
         assert torch.equal(out.gt_boxes.tensor, outputs[0].gt_boxes.tensor)
         assert torch.equal(_bitmasks(out), _bitmasks(outputs[0]))
     assert out.gt_boxes.tensor[1].tolist() == [40, 40, 60, 60]
+
+
+@pytest.mark.parametrize("base", ["auto", "instances"])
+def test_masks_of_named_novel_classes_are_never_read(image_file, base):
+    annotations = [
+        _box(10, 10, 40, 30, category, segmentation=_triangle(10, 10, 40, 30))
+        for category in (0, 1, 2)
+    ]
+    dataset_dict = _dataset_dict(image_file, annotations)
+    cfg = get_cfg()
+    add_contrastmask_config(cfg)
+    cfg.MODEL.MASK_ON = True
+    cfg.INPUT.MIN_SIZE_TRAIN = (SIZE,)
+    cfg.DATASETS.TRAIN = ("mapper_pets",)
+    cfg.DATASETS.BASE_CLASSES, cfg.DATASETS.NOVEL_CLASSES = [base], ["dog"]
+    DatasetCatalog.register("mapper_pets", lambda: [dataset_dict])
+    MetadataCatalog.get("mapper_pets").thing_classes = ["cat", "dog", "newt"]
+    try:
+        mapper = ContrastMaskDatasetMapper(cfg, is_train=True)
+    finally:
+        DatasetCatalog.remove("mapper_pets")
+        MetadataCatalog.remove("mapper_pets")
+    assert mapper(dataset_dict)["instances"].gt_has_mask.tolist() == [True, False, True]
 
 
 def test_input_is_not_changed(image_file):
