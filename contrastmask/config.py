@@ -73,7 +73,8 @@ def _add_dataset_config(cfg):
     # Or one entry that looks at the annotations of DATASETS.TRAIN: "auto", the classes that have
     # any mask and are not in NOVEL_CLASSES. So every instance that has a mask supervises, unless
     # its class is named there; "instances" is another name for this. In all cases an instance of a
-    # base class without a mask is treated like one of a novel class.
+    # base class without a mask is treated like one of a novel class. With MODEL.MASK_ON False there
+    # may be no base class.
     cfg.DATASETS.BASE_CLASSES = []
     # Classes that have boxes only ("novel"), given like BASE_CLASSES. Empty: every class of the
     # dataset that is not base. Classes named in neither list are trained with their boxes, and

@@ -96,6 +96,7 @@ def main(argv=None):
                     cfg.DATASETS.BASE_CLASSES,
                     cfg.DATASETS.NOVEL_CLASSES,
                     masked_classes=masked_classes,
+                    needs_base=cfg.MODEL.MASK_ON,
                 )
             except ValueError as error:
                 reasons.append(str(error))

@@ -157,6 +157,7 @@ def resolve_class_split(
     novel: Sequence[str] = (),
     *,
     masked_classes: Optional[Sequence[str]] = None,
+    needs_base: bool = True,
     base_key: str = BASE_KEY,
     novel_key: str = NOVEL_KEY,
 ) -> ClassSplit:
@@ -171,11 +172,12 @@ def resolve_class_split(
         base: entries for the base classes.
         novel: entries for the novel classes; empty for all that are not base.
         masked_classes: names of the classes that have masks in the training data.
+        needs_base: whether there has to be a base class, as a model with masks needs one.
         base_key, novel_key: config keys to name in errors.
 
     Raises:
         ValueError: for unknown names, names given twice or in both lists, unreadable files, and
-            if there is no base class. It names the key.
+            if there is no base class where one is needed. It names the key.
     """
     class_names = tuple(class_names)
     novel_ids = _expand(novel, class_names, novel_key)
@@ -186,7 +188,7 @@ def resolve_class_split(
         base_ids = [
             i for i, name in enumerate(class_names) if name in masked and i not in set(novel_ids)
         ]
-        if not base_ids:
+        if needs_base and not base_ids:
             raise ValueError(
                 f"{base_key}: '{base[0]}' finds no base class, because no class"
                 + (f" outside {novel_key}" if novel_ids else "")
@@ -194,7 +196,7 @@ def resolve_class_split(
             )
     else:
         base_ids = _expand(base, class_names, base_key)
-        if not base_ids:
+        if needs_base and not base_ids:
             raise ValueError(
                 f"{base_key} names no class. Give the classes that have masks, or a named set "
                 f"({', '.join(_NAMED_SETS)}), or '{AUTO}' for all classes that have masks in the "
@@ -232,13 +234,20 @@ def class_split_from_config(cfg, dataset_name: str) -> ClassSplit:
     """The split of a registered dataset under DATASETS.BASE_CLASSES and DATASETS.NOVEL_CLASSES.
 
     "auto" and "instances" read the annotations of DATASETS.TRAIN, whichever dataset is asked for.
+    With MODEL.MASK_ON False there may be no base class.
     """
     class_names = class_names_of(dataset_name)
     base = cfg.DATASETS.BASE_CLASSES
     masked = None
     if _is_from_annotations(base, class_names):
         masked = _masked_class_names(cfg.DATASETS.TRAIN)
-    return resolve_class_split(class_names, base, cfg.DATASETS.NOVEL_CLASSES, masked_classes=masked)
+    return resolve_class_split(
+        class_names,
+        base,
+        cfg.DATASETS.NOVEL_CLASSES,
+        masked_classes=masked,
+        needs_base=cfg.MODEL.MASK_ON,
+    )
 
 
 def supervising_classes(cfg) -> FrozenSet[int]:

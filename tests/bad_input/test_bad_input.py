@@ -133,8 +133,8 @@ def contrastive(text):
     return Training(config=yaml_in(["MODEL", "ROI_CONTRASTIVE_HEAD"], text))
 
 
-def base(*names, **more):
-    return Training(["DATASETS.BASE_CLASSES", str(list(names))], **more)
+def base(*names, overrides=(), **more):
+    return Training(["DATASETS.BASE_CLASSES", str(list(names)), *overrides], **more)
 
 
 def without_masks(content):
@@ -557,6 +557,10 @@ TABLE = {
         base("auto", change=without_masks),
         "'auto' finds no base class, because no class has a mask",
     ),
+    "dataset without any mask, boxes only": Row(
+        base("auto", change=without_masks, overrides=["MODEL.MASK_ON", "False"]), base_names()
+    ),
+    "no base class, boxes only": Row(base(overrides=["MODEL.MASK_ON", "False"]), base_names()),
     "dataset without annotations": Row(
         base("ring", change=lambda x: x.update(annotations=[])),
         "DATASETS.TRAIN: .*train.json.* have no annotated instance",

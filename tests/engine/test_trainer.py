@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -5,6 +6,7 @@ import small_model
 import torch
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 
+from contrastmask.data import check_supervision
 from contrastmask.data.tta_mapper import TTAMapper
 from contrastmask.engine import Trainer, load_config
 from contrastmask.solver import build_optimizer
@@ -82,3 +84,25 @@ def test_channels_last_changes_rounding_only(opts):
     first, second = outputs
     assert len(first) > 0
     torch.testing.assert_close(first.scores, second.scores, rtol=1e-3, atol=1e-4)
+
+
+def test_boxes_only(tmp_path):
+    """Data without any mask: training and evaluation, with all classes novel."""
+    small_model.write_data(tmp_path, num_images=2)
+    path = tmp_path / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation.pop("segmentation", None)
+    path.write_text(json.dumps(content))
+    opts = [*small_model.options(tmp_path, "boxes_only"), "OUTPUT_DIR", str(tmp_path / "out")]
+    opts += ["MODEL.MASK_ON", "False", "DATASETS.BASE_CLASSES", "['auto']", "TEST.REPORT", "True"]
+    opts += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1"]
+    cfg = load_config(small_model.CONFIG_FILE, opts)
+    check_supervision(cfg)
+    trainer = Trainer(cfg)
+    trainer.train()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "mask" not in results and results["classes"]["base"] == []
+    assert results["box"]["novel"] == results["box"]["all"]
+    assert results["box"]["all"]["AP"] is not None
+    assert (tmp_path / "out" / "report.html").exists()
