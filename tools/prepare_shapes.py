@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from contrastmask.data.shapes import ShapesParams, write_shapes  # noqa: E402
+from contrastmask.data.shapes import ShapesParams, shapes_root, write_shapes  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -16,7 +16,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--output",
-        default=os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "shapes"),
+        default=shapes_root(),
         help="folder to write to (default: $DETECTRON2_DATASETS/shapes, or datasets/shapes)",
     )
     parser.add_argument("--num-train", type=int, default=default.num_train)

@@ -6,7 +6,7 @@ from typing import Sequence
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .coco_format import load_partial_coco
-from .shapes import SHAPE_CLASSES
+from .shapes import SHAPE_CLASSES, shapes_root
 
 __all__ = ["register_coco_format", "register_datasets", "register_shapes"]
 
@@ -93,6 +93,4 @@ def _register_shapes_file(name: str, json_file: str, image_root: str) -> None:
     )
 
 
-register_shapes(
-    os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "shapes")
-)
+register_shapes(shapes_root())

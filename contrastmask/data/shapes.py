@@ -24,6 +24,7 @@ __all__ = [
     "SHAPE_NOVEL_CLASSES",
     "ShapesParams",
     "draw_image",
+    "shapes_root",
     "write_shapes",
 ]
 
@@ -470,6 +471,11 @@ def _write_split(root: str, split: str, num_images: int, params: ShapesParams) -
         "images": images,
         "annotations": annotations,
     }
+
+
+def shapes_root() -> str:
+    """Folder of the built-in data: shapes in $DETECTRON2_DATASETS, or in datasets."""
+    return os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "shapes")
 
 
 def write_shapes(root: str, params: ShapesParams = ShapesParams()) -> bool:

@@ -132,7 +132,8 @@ def test_command_line_tool(tmp_path, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("prepare_shapes", TOOL)
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    monkeypatch.setenv("DETECTRON2_DATASETS", f"~/{tmp_path.name}")  # as the dataset reads it
     arguments = ["--num-train", "2", "--num-val", "1", "--image-size", "96"]
     assert tool.main(arguments) == 0
     assert len(_load(tmp_path / "shapes", "train")["images"]) == 2
