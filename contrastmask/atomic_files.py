@@ -79,6 +79,11 @@ def write_whole(path, mode, **kwargs):
     _sync_folder(os.path.dirname(path) or ".")
 
 
+def is_unfinished(name):
+    """Whether a file of this name (str) is one that was not written to its end."""
+    return name.endswith(_SUFFIX)
+
+
 def _sync_folder(folder):
     """Make a new name in a folder survive a power failure."""
     if os.name == "nt":  # cannot open folders

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
-from ..atomic_files import write_whole
+from ..atomic_files import is_unfinished, write_whole
 
 __all__ = [
     "SHAPE_CLASSES",
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 # Raised whenever the same parameters give other files.
 _GENERATOR_VERSION = 2
 _PARAMS_FILE = "shapes.json"
+# Begins the description in the annotation files.
+_DESCRIPTION = "ContrastMask shapes"
 
 # Side of an object's box as a fraction of the image side: 32 to 120 pixels of 192.
 _OBJECT_SIZE = (32 / 192, 120 / 192)
@@ -466,7 +468,7 @@ def _write_split(root: str, split: str, num_images: int, params: ShapesParams) -
             annotation.update(category_id=category_ids[name], **_annotation(mask, True))
             annotations.append(annotation)
     return {
-        "info": {"description": f"ContrastMask shapes, {split}", "version": _GENERATOR_VERSION},
+        "info": {"description": f"{_DESCRIPTION}, {split}", "version": _GENERATOR_VERSION},
         "categories": [{"id": i, "name": name} for name, i in category_ids.items()],
         "images": images,
         "annotations": annotations,
@@ -476,6 +478,27 @@ def _write_split(root: str, split: str, num_images: int, params: ShapesParams) -
 def shapes_root() -> str:
     """Folder of the built-in data: shapes in $DETECTRON2_DATASETS, or in datasets."""
     return os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "shapes")
+
+
+def _is_built_in(path: str) -> bool:
+    """Whether a file holds annotations of the built-in data."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)["info"]["description"].startswith(_DESCRIPTION)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def _check_no_other_data(root: str) -> None:
+    """Raise ValueError if the folder has annotations of other data, which would be overwritten."""
+    folder = os.path.join(root, "annotations")
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        if not (is_unfinished(name) or _is_built_in(path)):
+            raise ValueError(
+                f"The folder {root} holds other data: {path} is not of the built-in data. Choose "
+                "another folder"
+            )
 
 
 def write_shapes(root: str, params: ShapesParams = ShapesParams()) -> bool:
@@ -491,6 +514,9 @@ def write_shapes(root: str, params: ShapesParams = ShapesParams()) -> bool:
 
     Returns:
         bool: False if the data of these parameters was there and nothing was written.
+
+    Raises:
+        ValueError: if the folder has annotations of other data.
     """
     params_path = os.path.join(root, _PARAMS_FILE)
     wanted = {"version": _GENERATOR_VERSION, **asdict(params)}
@@ -503,6 +529,8 @@ def write_shapes(root: str, params: ShapesParams = ShapesParams()) -> bool:
         except ValueError:
             pass  # not a whole file: write everything again
         os.remove(params_path)
+    else:
+        _check_no_other_data(root)
     annotation_dir = os.path.join(root, "annotations")
     os.makedirs(annotation_dir, exist_ok=True)
     train = _write_split(root, "train", params.num_train, params)

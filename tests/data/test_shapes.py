@@ -120,6 +120,38 @@ def test_same_parameters_are_not_written_again(tmp_path):
     assert len(_load(tmp_path, "val")["images"]) == 1
 
 
+def test_other_data_is_not_overwritten(tmp_path):
+    small = ShapesParams(num_train=1, num_val=1, image_size=64)
+    annotations = tmp_path / "annotations"
+    annotations.mkdir()
+    for content in ('{"images": []}', "[]", '{"info": {"description": "mine"}}', "half a fi"):
+        (annotations / "train.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"{tmp_path} holds other data: .*train\.json"):
+            write_shapes(str(tmp_path), small)
+        assert (annotations / "train.json").read_text() == content
+        assert not (tmp_path / "train").exists()
+
+
+def test_an_interrupted_run_is_done_again(tmp_path, monkeypatch):
+    small = ShapesParams(num_train=1, num_val=1, image_size=64)
+    original, written = shapes._write_json, []
+
+    def interrupted(path, content):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        original(path, content)
+
+    monkeypatch.setattr(shapes, "_write_json", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_shapes(str(tmp_path), small)
+    (tmp_path / "annotations" / "val.json.unfinished").write_text('{"info')  # as after a crash
+    monkeypatch.undo()
+    assert write_shapes(str(tmp_path), small)
+    assert len(_load(tmp_path, "val")["images"]) == 1
+    assert not write_shapes(str(tmp_path), small)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"num_train": 0}, {"num_val": -1}, {"image_size": 16}, {"seed": 1.5}]
 )
