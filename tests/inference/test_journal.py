@@ -47,6 +47,31 @@ def test_of_another_run(path):
         Journal(path, RUN)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"notes of mine", b"notes\nof mine\n", b'["something else"]\n', b"{}\nnotes", b"\xff\xfe\x00"],
+)
+def test_a_file_that_is_no_journal_stays(path, content):
+    with open(path, "wb") as f:
+        f.write(content)
+    with pytest.raises(JournalError, match="out.journal is in the way"):
+        Journal(path, RUN)
+    with open(path, "rb") as f:
+        assert f.read() == content
+
+
+def test_of_another_run_stays(path):
+    write(path, {1: []})
+    with open(path, "ab") as f:
+        f.write(b'{"image_id": 2, "mas')
+    with open(path, "rb") as f:
+        content = f.read()
+    with pytest.raises(JournalError, match="another model"):
+        Journal(path, {**RUN, "model": "xyz"})
+    with open(path, "rb") as f:
+        assert f.read() == content
+
+
 def test_remove(path, tmp_path):
     Journal(path, RUN).remove()
     assert not list(tmp_path.iterdir())
