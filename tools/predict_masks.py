@@ -9,8 +9,8 @@ class. Annotations that have a mask, and everything else in the file, stay as th
 
 An interrupted run goes on where it was if the same command is given again.
 
-Exit code 0: done. 1: nothing done, the reason is printed. 3: done, but some images could not be
-read and were skipped.
+Exit code 0: done. 1: failed, the reason is printed and no output is written. 3: done, but some
+images could not be read and were skipped. 4: done, but the comparison failed. 130: interrupted.
 """
 
 import argparse
@@ -24,10 +24,16 @@ from detectron2.utils.logger import setup_logger  # noqa: E402
 
 from contrastmask.data import class_split_from_config  # noqa: E402
 from contrastmask.engine import load_config  # noqa: E402
-from contrastmask.inference import compare_masks, complete_masks, load_model  # noqa: E402
+from contrastmask.inference import (  # noqa: E402
+    compare_masks,
+    complete_masks,
+    load_model,
+    read_full_file,
+)
 
 _EXIT_FAILED = 1
 _EXIT_SKIPPED = 3
+_EXIT_NOT_COMPARED = 4
 _EXIT_INTERRUPTED = 130
 
 
@@ -66,6 +72,8 @@ def main(argv=None):
     logger = logging.getLogger("contrastmask.predict_masks")
     try:
         cfg = load_config(args.config_file, args.opts)
+        if args.compare:
+            read_full_file(args.compare)  # complain before the work, not after it
         split = class_split_from_config(cfg, cfg.DATASETS.TRAIN[0])
         completion = complete_masks(
             cfg,
@@ -88,20 +96,21 @@ def main(argv=None):
         f"Wrote {args.output}: {len(completion.masks)} masks predicted, {completion.num_kept} "
         f"annotations had one, {completion.num_left_out} left out (crowds, ignored, no area)"
     )
+    exit_code = 0
+    if completion.unreadable:
+        names = ", ".join(name for name, _ in completion.unreadable)
+        logger.error(f"{len(completion.unreadable)} images could not be read: {names}")
+        exit_code = _EXIT_SKIPPED
     if args.compare:
         try:
             comparison = compare_masks(
                 completion.masks, args.compare, split, empty=completion.empty
             )
         except ValueError as error:
-            logger.error(str(error))
-            return _EXIT_FAILED
+            logger.error(f"The masks could not be compared: {error}")
+            return _EXIT_NOT_COMPARED
         print(comparison.format())
-    if completion.unreadable:
-        names = ", ".join(name for name, _ in completion.unreadable)
-        logger.error(f"{len(completion.unreadable)} images could not be read: {names}")
-        return _EXIT_SKIPPED
-    return 0
+    return exit_code
 
 
 if __name__ == "__main__":

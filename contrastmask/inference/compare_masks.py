@@ -10,7 +10,7 @@ from tabulate import tabulate
 from ..data.coco_format import AnnotationFile
 from ..data.segmentation import to_rle
 
-__all__ = ["MaskComparison", "compare_masks"]
+__all__ = ["MaskComparison", "compare_masks", "read_full_file"]
 
 _GROUPS = ("base", "novel", "unused", "all")
 
@@ -43,6 +43,25 @@ class MaskComparison:
         return table
 
 
+def read_full_file(full_json):
+    """
+    Args:
+        full_json (str): annotation file in COCO format.
+
+    Returns:
+        AnnotationFile: the file.
+        dict: image id -> image.
+        dict: image id -> list of annotations in Detectron2's format.
+
+    Raises:
+        AnnotationFileError: if the file is not sound.
+    """
+    file = AnnotationFile(full_json)
+    images = file.images_by_id()
+    instances, _ = file.instances_by_image(images, file.category_id_map())
+    return file, images, instances
+
+
 def compare_masks(masks, full_json, class_split, empty=()) -> MaskComparison:
     """
     Args:
@@ -57,10 +76,8 @@ def compare_masks(masks, full_json, class_split, empty=()) -> MaskComparison:
     Raises:
         AnnotationFileError: if the file is not sound, or a mask has not the size of its image.
     """
-    file = AnnotationFile(full_json)
-    images = file.images_by_id()
+    file, images, instances = read_full_file(full_json)
     names = file.class_names()
-    instances, _ = file.instances_by_image(images, file.category_id_map())
     roles = {name: "base" for name in class_split.base_names}
     roles.update((name, "novel") for name in class_split.novel_names)
 

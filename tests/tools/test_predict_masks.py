@@ -62,3 +62,19 @@ def test_exit_codes(setting, predict_masks, tmp_path):
     assert code == 1 and not output.exists()
     with pytest.raises(SystemExit):
         predict_masks(path, "--compare", "none.json")
+
+
+def test_file_to_compare_with(setting, predict_masks, tmp_path):
+    train, full = (setting[0] / "annotations" / f"{x}.json" for x in ("train", "train_full"))
+    path = tmp_path / "full.json"
+    path.write_text(full.read_text()[:1000])
+    code, output = predict_masks(train, "--compare", str(path))
+    assert code == 1 and not output.parent.exists()
+    content = json.loads(full.read_text())
+    for image in content["images"]:
+        image["width"] += 1
+    for x in content["annotations"]:
+        x["segmentation"] = [[0, 0, 20, 0, 20, 20]]
+    path.write_text(json.dumps(content))
+    code, output = predict_masks(train, "--compare", str(path))
+    assert code == 4 and output.exists()
