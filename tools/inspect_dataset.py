@@ -65,6 +65,30 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     setup_logger(name="contrastmask")
+    try:
+        reasons = inspect(args)
+    except (ValueError, OSError, ImportError) as error:
+        reasons = [str(error)]
+    if reasons:
+        print("\nTraining cannot start:")
+        for reason in reasons:
+            print(f"- {reason}")
+        return 1
+    print("\nTraining can start.")
+    return 0
+
+
+def inspect(args):
+    """
+    Print and draw what is in the data.
+
+    Returns:
+        list[str]: why training cannot start, if that is in the data.
+
+    Raises:
+        ValueError, OSError: why training cannot start, if that is in the config.
+        ImportError: for a dataset of Detectron2 that needs a package which is not installed.
+    """
     if args.config_file:
         cfg = load_config(args.config_file, args.opts)
     else:
@@ -104,18 +128,17 @@ def main(argv=None):
         path = args.output
         if len(inspections) > 1:
             path = f"_{name}".join(os.path.splitext(path))
-        if split is not None and write_class_samples(path, inspection.records, split):
-            print(f"\nSamples of each class: {path}")
+        try:
+            if split is not None and write_class_samples(path, inspection.records, split):
+                print(f"\nSamples of each class: {path}")
+        except OSError as error:
+            print(f"\nThe picture with samples cannot be written: {error}")
 
-    if not reasons:
-        reasons = _why_training_cannot_start(args, cfg)
-    if reasons:
-        print("\nTraining cannot start:")
-        for reason in reasons:
-            print(f"- {reason}")
-        return 1
-    print("\nTraining can start.")
-    return 0
+    if not reasons:  # what train_net.py checks before it starts, for data that is sound in itself
+        if args.config_file:
+            check_num_classes(cfg)
+        check_supervision(cfg)
+    return reasons
 
 
 def _config_of_file(args):
@@ -124,23 +147,13 @@ def _config_of_file(args):
     add_contrastmask_config(cfg)
     cfg.MODEL.MASK_ON = True
     cfg.INPUT.MASK_FORMAT = "bitmask"
-    name = os.path.splitext(os.path.basename(args.json))[0]
+    # Names that Detectron2 gives to datasets are no absolute paths.
+    name = os.path.abspath(os.path.expanduser(args.json))
     cfg.DATASETS.COCO_FORMAT = [[name, args.json, args.images]]
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), ()
     cfg.DATASETS.BASE_CLASSES = args.base_classes or ["auto"]
     register_datasets(cfg)
     return cfg
-
-
-def _why_training_cannot_start(args, cfg):
-    """What train_net.py checks before it starts, for data that is sound in itself."""
-    try:
-        if args.config_file:
-            check_num_classes(cfg)
-        check_supervision(cfg)
-    except (ValueError, OSError) as error:
-        return [str(error)]
-    return []
 
 
 if __name__ == "__main__":

@@ -105,7 +105,9 @@ def _sum_counts(counts: List[MaskCounts]) -> MaskCounts:
 
 def _describe(dataset_name: str) -> str:
     json_file = MetadataCatalog.get(dataset_name).get("json_file")
-    return f"'{dataset_name}' ({json_file})" if json_file else f"'{dataset_name}'"
+    # tools/inspect_dataset.py has no other name than the path.
+    has_path = json_file not in (None, dataset_name)
+    return f"'{dataset_name}' ({json_file})" if has_path else f"'{dataset_name}'"
 
 
 def _shorten(names) -> str:

@@ -74,6 +74,22 @@ def test_broken_data(inspect, shapes, tmp_path):
     assert code == 1 and "no such annotation file" in printed
 
 
+@pytest.mark.parametrize("name", ["lvis_v1_train", "coco_2017_train", "shapes_train"])
+def test_file_named_like_a_dataset(inspect, shapes, tmp_path, name):
+    path = tmp_path / f"{name}.json"
+    path.write_text((shapes / "annotations" / "train.json").read_text())
+    code, printed = inspect(path, "--base-classes", "ring")
+    assert code == 0 and f"\n{path}\n| class" in printed
+    code, printed = inspect(path, "--base-classes", "star")
+    assert code == 1 and f"No instance of a base class has a mask in '{path}'. " in printed
+
+
+def test_picture_that_cannot_be_written(inspect, tmp_path):
+    (tmp_path / "out").write_text("a file where a folder has to be")
+    code, printed = inspect(draw=True)
+    assert code == 0 and "picture with samples cannot be written" in printed
+
+
 def test_config_file(shapes, tmp_path, capsys):
     main = runpy.run_path(TOOL)["main"]
     main.__globals__["write_class_samples"] = lambda *args: False
@@ -85,6 +101,8 @@ def test_config_file(shapes, tmp_path, capsys):
     assert main(args) == 0
     assert main([*args, "MODEL.ROI_HEADS.NUM_CLASSES", "3"]) == 1
     assert "Set MODEL.ROI_HEADS.NUM_CLASSES 14" in capsys.readouterr().out
+    assert main([*args, "SOLVER.LR", "1"]) == 1
+    assert "- config override: " in capsys.readouterr().out
 
 
 def test_wrong_arguments():
