@@ -34,7 +34,8 @@ def coco_precision(
 
     Args:
         ground_truth (dict): COCO dataset with "images", "annotations" and "categories". Each
-            annotation needs "iscrowd", "area", "bbox" and, for "segm", "segmentation".
+            annotation needs "iscrowd", "area", "bbox" and, for "segm", "segmentation". The ids of
+            images are all numbers or all strings.
         detections (list[dict]): at least one, in COCO's result format: "image_id", "category_id",
             "score", and "bbox" (XYWH, pixels) or "segmentation" (compressed RLE). Not changed.
         iou_type (str): "bbox" or "segm".
@@ -56,28 +57,31 @@ def coco_precision(
         raise ValueError(f"iou_type must be one of {sorted(_DETECTION_FIELDS)}, got '{iou_type}'.")
     if len(detections) == 0:
         raise ValueError("COCO evaluation needs at least one detection.")
-    coco_module, coco_eval_module = _MODULES[resolve_backend(backend, ground_truth["images"])]
+    coco_module, coco_eval_module = _MODULES[resolve_backend(backend)]
     coco_class = importlib.import_module(coco_module).COCO
     coco_eval_class = importlib.import_module(coco_eval_module).COCOeval
 
     fields = _DETECTION_FIELDS[iou_type]
+    # hotcoco takes integers only. The order of images decides between equal scores, so it stays.
+    number_of = {x: n for n, x in enumerate(sorted(x["id"] for x in ground_truth["images"]), 1)}
     with contextlib.redirect_stdout(io.StringIO()):  # both libraries print their progress
         coco_gt = coco_class()
         # The libraries write to the annotations they are given, hence the copies.
         coco_gt.dataset = {
             "info": {},
-            "images": ground_truth["images"],
-            "annotations": [dict(x) for x in ground_truth["annotations"]],
+            "images": [{**x, "id": number_of[x["id"]]} for x in ground_truth["images"]],
+            "annotations": _numbered(ground_truth["annotations"], number_of),
             "categories": ground_truth["categories"],
         }
         coco_gt.createIndex()
-        coco_dt = coco_gt.loadRes([{k: x[k] for k in fields} for x in detections])
+        needed = ({k: x[k] for k in fields} for x in detections)
+        coco_dt = coco_gt.loadRes(_numbered(needed, number_of))
 
         coco_eval = coco_eval_class(coco_gt, coco_dt, iou_type)
         coco_eval.params.maxDets = [max_dets]
         coco_eval.params.catIds = sorted(category_ids)
         if image_ids is not None:
-            coco_eval.params.imgIds = list(image_ids)
+            coco_eval.params.imgIds = [number_of[x] for x in image_ids]
         coco_eval.evaluate()
         coco_eval.accumulate()
 
@@ -85,13 +89,16 @@ def coco_precision(
     return precision[:, :, np.argsort(np.argsort(category_ids))]
 
 
-def resolve_backend(backend, images=()):
+def _numbered(entries, number_of):
+    """Copies of annotations or detections with the numbers of their images."""
+    return [{**x, "image_id": number_of[x["image_id"]]} for x in entries]
+
+
+def resolve_backend(backend):
     """Return the name of the library that `backend` stands for.
 
     Args:
         backend (str): one of `BACKENDS`.
-        images (iterable[dict]): images of the COCO dataset. For ids that are not integers "auto"
-            is pycocotools: hotcoco takes integers only.
 
     Returns:
         str: "hotcoco" or "pycocotools".
@@ -103,8 +110,7 @@ def resolve_backend(backend, images=()):
     if backend not in BACKENDS:
         raise ValueError(f"TEST.COCO_EVAL_BACKEND must be one of {BACKENDS}, got '{backend}'.")
     if backend == "auto":
-        fast = _can_import("hotcoco") and all(isinstance(x["id"], int) for x in images)
-        return "hotcoco" if fast else "pycocotools"
+        return "hotcoco" if _can_import("hotcoco") else "pycocotools"
     if not _can_import(backend):
         raise ImportError(
             f"TEST.COCO_EVAL_BACKEND is '{backend}', but '{backend}' cannot be imported. Run 'pip "

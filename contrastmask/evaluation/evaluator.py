@@ -74,7 +74,7 @@ class ContrastMaskEvaluator(COCOEvaluator):
         unknown = set(tasks or ()) - {"bbox", "segm"}
         if unknown:
             raise ValueError(f"tasks can be 'bbox' and 'segm', got {sorted(unknown)}.")
-        resolve_backend(backend)  # complain before the work, not after it
+        self._backend = resolve_backend(backend)  # complain before the work, not after it
         self._class_split = class_split
         self._eval_filled_boxes = eval_filled_boxes
         _convert_to_coco_format(dataset_name, output_dir)
@@ -90,7 +90,6 @@ class ContrastMaskEvaluator(COCOEvaluator):
         self._detections, self._precisions = [], {}
         if self._do_evaluation:
             self._annotations = evaluation_annotations(self._coco_api)
-            self._backend = resolve_backend(backend, self._coco_api.dataset["images"])
             if any("neg_category_ids" in image for image in self._coco_api.dataset["images"]):
                 self._logger.warning(
                     f"{self._metadata.json_file} is federated (LVIS): in each image only some "

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from contrastmask.evaluation import coco_precision
-from contrastmask.evaluation.coco_eval import resolve_backend
+from contrastmask.evaluation.coco_eval import BACKENDS, resolve_backend
 
 IOU_TYPES = ["bbox", "segm"]
 
@@ -60,14 +60,19 @@ def test_input_is_not_changed(data, backend):
     assert data == before
 
 
-def test_image_ids_that_are_no_integers(data):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_image_ids_that_are_no_integers(data, backend):
+    if backend == "hotcoco":
+        pytest.importorskip("hotcoco")
     dataset, detections = copy.deepcopy(data)
-    expected = precision_of(data, "segm")
+    options = {"backend": backend, "image_ids": [3, 4, 5, 9, 11]}
+    expected = precision_of(data, "segm", **options)
     for item in dataset["annotations"] + detections:
         item["image_id"] = f"image {item['image_id']:03d}"
     for image in dataset["images"]:
         image["id"] = f"image {image['id']:03d}"
-    np.testing.assert_allclose(precision_of((dataset, detections), "segm"), expected, atol=1e-12)
+    options["image_ids"] = [f"image {i:03d}" for i in options["image_ids"]]
+    assert np.array_equal(precision_of((dataset, detections), "segm", **options), expected)
 
 
 def test_bad_arguments(data):
