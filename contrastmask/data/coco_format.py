@@ -106,14 +106,19 @@ def load_partial_coco(json_file: str, image_root: str, dataset_name: Optional[st
 class AnnotationFile:
     """The content of one annotation file, and errors that name it."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, content: Optional[dict] = None):
         """
+        Args:
+            path: path of the file.
+            content: what is in the file, if it has been read already; images without "file_name"
+                get one.
+
         Raises:
             AnnotationFileError: if the file cannot be read or is not in COCO format. The entries
                 of its lists are checked by the methods.
         """
         self.path = path
-        self.content = self._read()
+        self.content = self._read() if content is None else content
         for key in ("images", "annotations", "categories"):
             if not isinstance(self.content.get(key), list):
                 has = "is not a list" if key in self.content else "is missing"

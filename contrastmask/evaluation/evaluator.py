@@ -9,6 +9,7 @@ from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
 
+from ..data.coco_format import AnnotationFile
 from .coco_eval import coco_precision, resolve_backend
 from .evaluation_data import EvaluationData
 from .filled_boxes import fill_boxes
@@ -68,7 +69,8 @@ class ContrastMaskEvaluator(COCOEvaluator):
             eval_filled_boxes (bool): also evaluate filled boxes as masks (one more pass).
 
         Raises:
-            ValueError: unknown task or backend, or a class split of other classes.
+            ValueError: unknown task or backend, a class split of other classes, or an annotation
+                file that is not sound.
             ImportError: the backend asked for by name is not installed.
         """
         unknown = set(tasks or ()) - {"bbox", "segm"}
@@ -89,7 +91,9 @@ class ContrastMaskEvaluator(COCOEvaluator):
         _check_class_names(dataset_name, self._metadata.thing_classes, class_split.class_names)
         self._detections, self._precisions = [], {}
         if self._do_evaluation:
-            self._annotations = evaluation_annotations(self._coco_api)
+            self._annotations = evaluation_annotations(
+                AnnotationFile(self._metadata.json_file, self._coco_api.dataset)
+            )
             if any("neg_category_ids" in image for image in self._coco_api.dataset["images"]):
                 self._logger.warning(
                     f"{self._metadata.json_file} is federated (LVIS): in each image only some "

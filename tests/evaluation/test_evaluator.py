@@ -100,21 +100,85 @@ def test_all_classes_equal_detectron2(dataset, tmp_path):
         assert_same(results[task], expected[task])
 
 
+def perfect_detection(annotation, dataset, score):
+    (image,) = [x for x in dataset["images"] if x["id"] == annotation["image_id"]]
+    mask = mask_util.frPyObjects(annotation["segmentation"], image["height"], image["width"])
+    return {
+        "image_id": annotation["image_id"],
+        "category_id": annotation["category_id"],
+        "score": score,
+        "bbox": annotation["bbox"],
+        "segmentation": mask_util.merge(mask),
+    }
+
+
+@pytest.fixture(params=BACKENDS)
+def found_and(request, dataset, tmp_path):
+    """
+    Function: changes to a second annotation -> box AP and mask AP if a perfect detection of the
+    first one has a lower score than one of the second, which is there with `seen` only.
+    """
+    if request.param == "hotcoco":
+        pytest.importorskip("hotcoco")
+
+    def run(seen=True, **changes):
+        common = {"image_id": 1, "category_id": CATEGORY_IDS[0], "iscrowd": 0, "area": 1600}
+        corners = [(10, 10), (100, 100)]
+        first, second = (
+            {
+                "id": i + 1,
+                **common,
+                "bbox": [x, y, 40, 40],
+                "segmentation": [[x, y, x + 40, y, x + 40, y + 40, x, y + 40]],
+            }
+            for i, (x, y) in enumerate(corners)
+        )
+        detections = [perfect_detection(first, dataset, 0.5)]
+        if seen:
+            detections.append(perfect_detection(second, dataset, 0.9))
+        second.update(changes)
+        dataset["annotations"] = [first, {k: v for k, v in second.items() if v is not None}]
+        outputs = made_up_coco.to_outputs(detections, dataset)
+        results = evaluate(dataset, outputs, tmp_path, backend=request.param)
+        return results["bbox"]["AP"], results["segm"]["AP"]
+
+    return run
+
+
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"segmentation": None}, {"segmentation": [[5, 5, 5.1, 5, 5, 5.1]]}, {"iscrowd": 1}],
+    ids=["mask", "no mask", "no pixel", "crowd"],
+)
+def test_ignored_annotations_count_neither_way(found_and, changes, seen):
+    assert found_and(seen, ignore=1, **changes) == (pytest.approx(100), pytest.approx(100))
+
+
+def test_boxes_without_area_do_not_count(found_and):
+    """The second detection is wrong, and the only object is found."""
+    assert found_and(bbox=[100, 100, 0, 40]) == (pytest.approx(50), pytest.approx(50))
+
+
+def test_polygons_without_a_pixel_are_no_mask(found_and, caplog):
+    box_ap, mask_ap = found_and(segmentation=[[100.1, 100.1, 100.2, 100.1, 100.2, 100.2]])
+    assert box_ap == pytest.approx(100) and np.isnan(mask_ap)
+    assert "lack masks, and leaves them out: ant (1)" in caplog.text
+
+
+def test_thin_objects_without_a_pixel_are_not_found(found_and):
+    """As in COCO's own evaluation: the annotation counts in mask AP."""
+    changes = {"segmentation": [[100.1, 100.1, 101.2, 100.1, 101.2, 100.2]]}
+    _, mask_ap = found_and(bbox=[100.1, 100.1, 1.1, 0.1], **changes)
+    assert 0 < mask_ap < 50  # one of two objects, after a wrong detection
+
+
 def test_annotation_with_id_0_counts(dataset, tmp_path):
     """COCO evaluation itself takes a match with annotation 0 for no match."""
     first = dataset["annotations"][0]
     assert first["id"] == 0 and not first["iscrowd"]
-    mask = mask_util.frPyObjects(
-        first["segmentation"], *[dataset["images"][0][k] for k in ("height", "width")]
-    )
-    detection = {
-        "image_id": first["image_id"],
-        "category_id": first["category_id"],
-        "score": 0.9,
-        "bbox": first["bbox"],
-        "segmentation": mask_util.merge(mask),
-    }
     dataset["annotations"] = [first]
+    detection = perfect_detection(first, dataset, 0.9)
     results = evaluate(dataset, made_up_coco.to_outputs([detection], dataset), tmp_path)
     assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
 
@@ -354,6 +418,13 @@ def test_bad_arguments(dataset, tmp_path):
         ContrastMaskEvaluator(NAME, SPLIT, tasks=("bbox", "keypoints"))
     with pytest.raises(ValueError, match="TEST.COCO_EVAL_BACKEND"):
         ContrastMaskEvaluator(NAME, SPLIT, backend="none")
+
+
+def test_unsound_annotation_file(dataset, tmp_path):
+    dataset["annotations"][3]["bbox"] = [1, 2, 3]
+    made_up_coco.register(dataset, NAME, tmp_path)
+    with pytest.raises(ValueError, match=f"{NAME}.json: annotation 3 .*must be 4 numbers"):
+        ContrastMaskEvaluator(NAME, SPLIT)
 
 
 def test_detection_of_an_unknown_class(dataset, tmp_path):
