@@ -100,7 +100,8 @@ def test_gradients_are_means_over_processes(finished, opts, name):
                 largest = mean.abs().max()
                 assert largest > 0 or "full" not in kinds, (scenario, key)
                 difference = (found[key] - mean).abs().max()
-                assert difference <= tolerance * largest, (scenario, rank, key)
+                where = (scenario, rank, key, f"{difference:.3g} of {largest:.3g}")
+                assert difference <= tolerance * largest, where
 
 
 def test_evaluation_equals_that_of_one_process(finished, opts, tmp_path):
