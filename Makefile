@@ -14,7 +14,8 @@ PYTEST_ARGS ?=
 
 QUICKSTART_CONFIG := configs/quickstart.yaml
 QUICKSTART_OUTPUT := output/quickstart
-QUICKSTART_BASELINE := docs/recorded/quickstart_mask_rcnn.json
+QUICKSTART_RECORDED := docs/recorded/quickstart_mask_rcnn.json \
+  docs/recorded/quickstart_no_box_supervision.json
 
 ifeq ($(filter 1 yes true,$(USE_ACTIVE_ENV)),)
 ENV_PYTHON := $(VENV)/bin/python
@@ -56,7 +57,7 @@ quickstart: environment
 	"$(ENV_PYTHON)" tools/draw_predictions.py --config-file $(QUICKSTART_CONFIG) \
 	  --weights $(QUICKSTART_OUTPUT)/model_final.pth --output $(QUICKSTART_OUTPUT)/predictions.png
 	@"$(ENV_PYTHON)" tools/show_results.py $(QUICKSTART_OUTPUT)/results.json \
-	  --recorded $(QUICKSTART_BASELINE)
+	  --recorded $(QUICKSTART_RECORDED)
 	@echo "Pictures: $(QUICKSTART_OUTPUT)/predictions.png  Report: $(QUICKSTART_OUTPUT)/report.html"
 
 lint: environment
