@@ -144,6 +144,8 @@ def test_trains_two_iterations(path, images, tmp_path):
     expected = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
     if cfg.MODEL.ROI_CONTRASTIVE_HEAD.ENABLED:
         expected.add("loss_contrastive")
+    if cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT > 0:
+        expected.add("loss_box_supervision")
     assert losses == expected
     assert storage["loss_mask"][0] > 0
     for name, value in model.named_parameters():
