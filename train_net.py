@@ -3,21 +3,26 @@
 Train or evaluate ContrastMask:
 
     python train_net.py --num-gpus 8 --config-file configs/...yaml
-    python train_net.py --config-file configs/...yaml --eval-only MODEL.WEIGHTS model_final.pth
+    python train_net.py --eval-only MODEL.WEIGHTS model_final.pth
+    python train_net.py --config-file configs/...yaml --eval-only MODEL.WEIGHTS official.pth
+
+A checkpoint that was written in training holds its config; others need --config-file.
 """
+
+import sys
 
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from contrastmask.checkpoint import ContrastMaskCheckpointer
+from contrastmask.checkpoint import ContrastMaskCheckpointer, check_class_names
 from contrastmask.data import check_num_classes, check_supervision
 from contrastmask.engine import Trainer, launch, setup
-from contrastmask.output import exit_if_not_writable
+from contrastmask.engine.programs import program, user_errors
 
 
 def main(args):
-    with exit_if_not_writable("the output", "Stopped"):
+    with user_errors():  # in each of several processes
         return run(args)
 
 
@@ -25,6 +30,7 @@ def run(args):
     cfg = setup(args)
     if args.eval_only:
         check_num_classes(cfg, cfg.DATASETS.TEST)
+        check_class_names(cfg, cfg.DATASETS.TEST)
         model = Trainer.build_model(cfg)
         checkpointer = ContrastMaskCheckpointer(model, cfg.OUTPUT_DIR, require_all=True)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
@@ -42,8 +48,12 @@ def run(args):
     return trainer.train()
 
 
-if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
+@program
+def start(argv=None):
+    parser = default_argument_parser()
+    args = parser.parse_args(argv)
+    if not (args.config_file or args.eval_only):
+        parser.error("training needs --config-file")
     launch(
         main,
         args.num_gpus,
@@ -52,3 +62,7 @@ if __name__ == "__main__":
         dist_url=args.dist_url,
         args=(args,),
     )
+
+
+if __name__ == "__main__":
+    sys.exit(start())

@@ -1,4 +1,10 @@
-"""ContrastMask for Detectron2. Importing this package registers its parts with Detectron2."""
+"""
+ContrastMask for Detectron2. Importing this package registers its heads, and the handlers of
+``torchvision://`` and ``efficientnet-lite://`` paths, with Detectron2.
+"""
 
-from . import modeling
-from .config import add_contrastmask_config
+__version__ = "0.2.0.dev0"
+
+from . import checkpoint, modeling
+from .config import add_contrastmask_config, get_config
+from .predictor import Predictor

@@ -1,6 +1,76 @@
-"""Every configuration key of ContrastMask, each with its meaning."""
+"""Every configuration key of ContrastMask, each with its meaning, and reading config files."""
 
+import logging
+from contextlib import contextmanager
+from typing import Iterator, Sequence
+
+import torch
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+from yaml import YAMLError
+
+from .config_files import config_path
+
+logger = logging.getLogger(__name__)
+
+
+def default_config() -> CN:
+    """Detectron2's default config with the keys of ContrastMask."""
+    cfg = get_cfg()
+    add_contrastmask_config(cfg)
+    return cfg
+
+
+def get_config(config_file: str, opts: Sequence[str] = ()) -> CN:
+    """Detectron2's defaults, the keys of ContrastMask, a config file and overrides, all merged.
+
+    Args:
+        config_file: a YAML file, or its name in the project's ``configs`` folder, such as
+            "COCO/contrastmask_R_50_FPN_3x_voc2nonvoc.yaml".
+        opts: KEY VALUE pairs that override the file.
+
+    Returns:
+        CfgNode: not frozen. Datasets of ``DATASETS.COCO_FORMAT`` are not registered yet: see
+        :func:`contrastmask.data.register_datasets`.
+
+    Raises:
+        ValueError: if the file cannot be read, and for keys and values that do not exist; it names
+            the file or the key.
+    """
+    cfg = default_config()
+    with naming_config(f"config file {config_file}"):
+        # Detectron2's default would run code that is written in the file.
+        cfg.merge_from_file(config_path(config_file), allow_unsafe=False)
+    merge_overrides(cfg, opts)
+    return cfg
+
+
+def merge_overrides(cfg: CN, opts: Sequence[str]) -> None:
+    """Merge KEY VALUE pairs into a config and check its numbers. Raises ValueError."""
+    with naming_config("config override"):
+        cfg.merge_from_list(list(opts))
+    check_contrastmask_config(cfg)
+
+
+@contextmanager
+def naming_config(source: str) -> Iterator[None]:
+    """Make what goes wrong inside a ValueError that begins with `source`."""
+    try:
+        yield
+    except RecursionError:
+        raise ValueError(f"{source}: its _BASE_ leads back to itself") from None
+    except (TypeError, AttributeError) as error:  # an empty file, or a list
+        raise ValueError(f"{source}: it has to hold keys with values ({error})") from error
+    except (AssertionError, KeyError, OSError, ValueError, YAMLError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise ValueError(f"{source}: {reason}") from error
+
+
+def use_available_device(cfg: CN) -> None:
+    """Set ``MODEL.DEVICE`` to the CPU, with a warning, where it asks for CUDA and there is none."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no CUDA: using the CPU")
+        cfg.MODEL.DEVICE = "cpu"
 
 
 def add_contrastmask_config(cfg):
@@ -80,6 +150,10 @@ def _add_dataset_config(cfg):
     # dataset that is not base. Classes named in neither list are trained with their boxes, and
     # count in the "all" row of the evaluation only.
     cfg.DATASETS.NOVEL_CLASSES = []
+    # Names of the model's classes in its order. Empty: those of the first of DATASETS.TRAIN. A
+    # checkpoint that was written in training brings them along, so that nothing after training
+    # needs the training data.
+    cfg.DATASETS.CLASS_NAMES = []
     # Datasets in COCO format to register under a name, each [name, annotation file, image folder].
     # The names can then be used in DATASETS.TRAIN and DATASETS.TEST.
     cfg.DATASETS.COCO_FORMAT = []

@@ -9,6 +9,7 @@ from fvcore.common.checkpoint import Checkpointer, _strip_prefix_if_present
 
 from ..atomic_files import AtomicFiles, remove_unfinished
 from ..output import OutputError, describe, os_error_behind
+from .description import DESCRIPTION_KEY
 from .fit import check_fit
 from .layouts import MODEL_ZOO_FILES, read_model_zoo_file, to_project_names, unwrap_state_dict
 from .reading import UnreadableCheckpointError, check_checksums, read_torch_file
@@ -71,13 +72,16 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _Loader):
     process that dies while it writes leaves the previous one in place.
     """
 
-    def __init__(self, model, save_dir="", *, require_all=False, exclude=(), **kwargs):
+    def __init__(
+        self, model, save_dir="", *, require_all=False, exclude=(), description=None, **kwargs
+    ):
         """
         Args:
             model (nn.Module):
             save_dir (str): folder of the checkpoints that are written.
             require_all (bool): every tensor of the model has to be in the checkpoint.
             exclude (sequence[str]): prefixes of names of the model (``MODEL.WEIGHTS_EXCLUDE``).
+            description (Description or None): of the model, to be stored in every checkpoint.
             kwargs: as in :class:`DetectionCheckpointer`.
 
         Raises:
@@ -87,6 +91,7 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _Loader):
         self.path_manager = AtomicFiles(self.path_manager)
         self.require_all = require_all
         self.exclude = tuple(exclude)
+        self.description = description
         names = self.model.state_dict()
         for part in self.exclude:
             if not any(_is_part(name, part) for name in names):
@@ -138,6 +143,8 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _Loader):
         if self.save_to_disk and self.save_dir:
             for path in remove_unfinished(self.save_dir, _WRITTEN_IN_TRAINING):
                 logger.info(f"Removed {path}: it was not finished when training was interrupted")
+        if self.description is not None:
+            kwargs[DESCRIPTION_KEY] = self.description.state_dict()
         try:
             super().save(name, **kwargs)
         except (OSError, RuntimeError) as error:  # torch.save turns the former into the latter

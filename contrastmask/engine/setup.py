@@ -1,27 +1,26 @@
 """From command line arguments to a config that is ready to use."""
 
-import logging
-from contextlib import contextmanager
+import os
 
-import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from yaml import YAMLError
 
-from ..config import add_contrastmask_config, check_contrastmask_config
+from ..checkpoint.description import model_config
+from ..config import get_config, naming_config, use_available_device
 from ..data import register_datasets
 from ..output import check_output_dir
+from .programs import hide_tracebacks
 
-logger = logging.getLogger(__name__)
 
-
-def load_config(config_file, opts=()):
+def load_config(config_file, opts=(), *, trained=False):
     """
     Args:
-        config_file (str): a YAML file.
+        config_file (str): a YAML file, or its name in ``configs``. May be empty for a trained model
+            whose checkpoint holds its config.
         opts (list[str]): KEY VALUE pairs that override the file.
+        trained (bool): ``MODEL.WEIGHTS`` is a trained model, see :func:`model_config`.
 
     Returns:
         CfgNode: frozen; its datasets are registered. The device is the CPU where CUDA is missing.
@@ -30,17 +29,8 @@ def load_config(config_file, opts=()):
         ValueError: if the file cannot be read, and for keys and values that do not exist; it names
             the file or the key.
     """
-    cfg = get_cfg()
-    add_contrastmask_config(cfg)
-    with _naming(f"config file {config_file}"):
-        # Detectron2's default would run code that is written in the file.
-        cfg.merge_from_file(config_file, allow_unsafe=False)
-    with _naming("config override"):
-        cfg.merge_from_list(list(opts))
-    check_contrastmask_config(cfg)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no CUDA: using the CPU")
-        cfg.MODEL.DEVICE = "cpu"
+    cfg = (model_config if trained else get_config)(config_file, opts)
+    use_available_device(cfg)
     register_datasets(cfg)
     cfg.freeze()
     return cfg
@@ -57,23 +47,9 @@ def read_config_file(config_file):
     Raises:
         ValueError: if the file cannot be read; it names the file.
     """
-    with _naming(f"config file {config_file}"):
+    with naming_config(f"config file {config_file}"):
         content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
         return dict(content.items())
-
-
-@contextmanager
-def _naming(source):
-    """Make what goes wrong inside a ValueError that begins with `source`."""
-    try:
-        yield
-    except RecursionError:
-        raise ValueError(f"{source}: its _BASE_ leads back to itself") from None
-    except (TypeError, AttributeError) as error:  # an empty file, or a list
-        raise ValueError(f"{source}: it has to hold keys with values ({error})") from error
-    except (AssertionError, KeyError, OSError, ValueError, YAMLError) as error:
-        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise ValueError(f"{source}: {reason}") from error
 
 
 def setup(args):
@@ -89,8 +65,24 @@ def setup(args):
     Raises:
         OutputError: if nothing can be written to the output folder.
     """
-    cfg = load_config(args.config_file, args.opts)
+    opts = list(args.opts)
+    if args.eval_only and args.resume:
+        opts += _last_checkpoint(args.config_file, opts)
+    cfg = load_config(args.config_file, opts, trained=args.eval_only)
     check_output_dir(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
+    hide_tracebacks()
     setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="contrastmask")
     return cfg
+
+
+def _last_checkpoint(config_file, opts):
+    """MODEL.WEIGHTS and the last checkpoint of the output folder, if there is one."""
+    folder = dict(zip(opts[::2], opts[1::2])).get("OUTPUT_DIR")
+    if folder is None and config_file:
+        folder = get_config(config_file).OUTPUT_DIR
+    path = os.path.join(folder or "", "last_checkpoint")
+    if not os.path.isfile(path):
+        return []
+    with open(path, encoding="utf-8") as f:
+        return ["MODEL.WEIGHTS", os.path.join(folder, f.read().strip())]

@@ -11,7 +11,7 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
-from ..checkpoint import ContrastMaskCheckpointer
+from ..checkpoint import ContrastMaskCheckpointer, Description
 from ..data import ContrastMaskDatasetMapper, build_training_loader, class_split_from_config
 from ..data.tta_mapper import TTAMapper
 from ..evaluation import ContrastMaskEvaluator, format_results_table, write_results_json
@@ -62,6 +62,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             exclude=cfg.MODEL.WEIGHTS_EXCLUDE,
+            description=Description.of(cfg, class_split_from_config(cfg, cfg.DATASETS.TRAIN[0])),
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
