@@ -19,7 +19,7 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     packages=find_packages(include=["contrastmask", "contrastmask.*"]),
-    package_data={"contrastmask.evaluation.report": ["*.html"]},
+    package_data={"contrastmask.evaluation": ["*.html"]},
     python_requires=">=3.10",
     # Two things are needed and not listed, because pip would install the wrong one:
     # - Detectron2 (0.6 or later), which is not on the package registry under its name;

@@ -232,12 +232,8 @@ def to_rgb(image: ImageLike) -> np.ndarray:
             f"An image is a path, a PIL image or an array (H, W, 3), not a {type(image).__name__}"
         )
     channels = image.shape[2:] or (1,)
-    if (
-        image.dtype != np.uint8
-        or len(channels) != 1
-        or channels[0] not in (1, 3, 4)
-        or not image.size
-    ):
+    allowed = image.ndim > 1 and channels in ((1,), (3,), (4,))
+    if not allowed or image.dtype != np.uint8 or not image.size:
         raise ValueError(
             "An image has to be an array (H, W, 3) of uint8, RGB, or gray or RGBA; it is "
             f"{image.shape} of {image.dtype}"

@@ -2,8 +2,7 @@
 """
 Detect and segment objects in images, and draw what is found.
 
-    python demo/demo.py --config-file configs/quickstart.yaml \\
-        --weights output/quickstart/model_final.pth \\
+    python demo/demo.py --weights output/quickstart/model_final.pth \\
         --input image.jpg folder 'more/*.png' --output output/demo
 
 For each image.jpg there is then output/demo/image.png: masks, boxes, classes and scores, base
@@ -27,11 +26,14 @@ from detectron2.utils.logger import setup_logger  # noqa: E402
 from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from contrastmask.data import class_split_from_config  # noqa: E402
 from contrastmask.data.images import ImageFileError, read_image  # noqa: E402
-from contrastmask.engine import load_config  # noqa: E402
-from contrastmask.inference import load_model, predict  # noqa: E402
-from contrastmask.inference.enhanced_maps import adding_enhanced_maps  # noqa: E402
+from contrastmask.engine.programs import (  # noqa: E402
+    add_model_arguments,
+    build_predictor,
+    parse_args,
+    program,
+)
+from contrastmask.inference.explanation_maps import adding_enhanced_maps  # noqa: E402
 from contrastmask.visualization.explanation import draw_explanation  # noqa: E402
 from contrastmask.visualization.figure import save_png  # noqa: E402
 from contrastmask.visualization.overlays import draw_detections  # noqa: E402
@@ -39,12 +41,11 @@ from contrastmask.visualization.overlays import draw_detections  # noqa: E402
 logger = logging.getLogger("contrastmask.demo")
 
 
-def parse_args(argv=None):
+def get_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, help="config the model was trained with")
-    parser.add_argument("--weights", required=True, help="checkpoint of the trained model")
+    add_model_arguments(parser)
     parser.add_argument(
         "--input", required=True, nargs="+", help="image files, folders, or patterns in quotes"
     )
@@ -54,45 +55,40 @@ def parse_args(argv=None):
     parser.add_argument(
         "--max-explained", type=int, default=8, help="detections to explain in each image, from 1"
     )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides of the config"
-    )
-    args = parser.parse_args(argv)
+    args = parse_args(parser, argv)
     if args.max_explained < 1:
         parser.error(f"--max-explained: give 1 or more, not {args.max_explained}")
     return args
 
 
+@program
 def main(argv=None):
-    args = parse_args(argv)
+    args = get_args(argv)
     setup_logger(name="contrastmask")
     paths = find_images(args.input)
     if not paths:
-        logger.error(f"There are no images in {', '.join(args.input)}")
-        return 1
-    cfg = load_config(args.config_file, args.opts)
-    if args.explain and not cfg.MODEL.MASK_ON:
-        logger.error("--explain needs a model with masks (MODEL.MASK_ON True)")
-        return 1
-    class_split = class_split_from_config(cfg, cfg.DATASETS.TRAIN[0])
-    model = load_model(cfg, args.weights)
+        raise ValueError(f"There are no images in {', '.join(args.input)}")
+    predictor = build_predictor(args)
+    if args.explain and not predictor.cfg.MODEL.MASK_ON:
+        raise ValueError("--explain needs a model with masks (MODEL.MASK_ON True)")
     os.makedirs(args.output, exist_ok=True)
     num_failed = 0
-    # Not always: it takes time for every detection.
-    with adding_enhanced_maps(model) if args.explain else contextlib.nullcontext():
+    # Only on demand: it takes time for every detection.
+    with adding_enhanced_maps(predictor.model) if args.explain else contextlib.nullcontext():
         for path, name in zip(tqdm(paths, unit="image", disable=None), output_names(paths)):
             try:
                 image = read_image(path, format="RGB")
-                instances = predict(cfg, model, {"file_name": path})
             except ImageFileError as error:
                 logger.error(str(error))
                 num_failed += 1
                 continue
+            instances = predictor(image)
             instances = instances[instances.scores >= args.score_threshold]
-            drawn = draw_detections(image, instances, class_split)
+            drawn = draw_detections(image, instances, predictor.class_split)
             Image.fromarray(drawn).save(os.path.join(args.output, f"{name}.png"))
             if args.explain and len(instances):
-                figure = draw_explanation(image, instances[: args.max_explained], class_split)
+                explained = instances[: args.max_explained]
+                figure = draw_explanation(image, explained, predictor.class_split)
                 save_png(figure, os.path.join(args.output, f"{name}_explained.png"))
             logger.info(f"{path}: {len(instances)} objects")
     logger.info(f"Drew {len(paths) - num_failed} of {len(paths)} images in {args.output}")

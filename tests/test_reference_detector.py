@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from contrastmask.engine import load_config
-from contrastmask.inference import load_model, predict
+from contrastmask import Predictor
 
 REFERENCE_DIR = os.environ.get("CONTRASTMASK_REFERENCE_DIR", "")
 
@@ -39,12 +38,14 @@ def detections(expected):
         f"MODEL.RESNETS.WIDTH_PER_GROUP 16 INPUT.MIN_SIZE_TEST {short_side} "
         f"INPUT.MAX_SIZE_TEST {long_side}"
     ).split()
-    opts += ["MODEL.WEIGHTS", os.path.join(REFERENCE_DIR, "official_layout_fp16.pth")]
-    cfg = load_config("configs/COCO/contrastmask_R_50_FPN_1x_voc2nonvoc.yaml", opts)
-    model = load_model(cfg)
+    predictor = Predictor(
+        "COCO/contrastmask_R_50_FPN_1x_voc2nonvoc.yaml",
+        os.path.join(REFERENCE_DIR, "official_layout_fp16.pth"),
+        opts=opts,
+    )
     logits = []
-    model.roi_heads.mask_head.register_forward_hook(lambda *args: logits.append(args[-1]))
-    instances = predict(cfg, model, {"file_name": os.path.join(REFERENCE_DIR, "image.png")})
+    predictor.model.roi_heads.mask_head.register_forward_hook(lambda *args: logits.append(args[-1]))
+    instances = predictor(os.path.join(REFERENCE_DIR, "image.png"))
     instances.mask_logits = torch.cat(logits)[:, 0]
 
     # Equal scores to five digits may come in another order.

@@ -5,6 +5,10 @@ ResNeXt, EfficientNet-Lite) under the names of this project's Detectron2 model:
 
     python tools/convert_checkpoint.py official.pth converted.pth --config-file configs/...yaml
 
+With a config, the file is checked against the model, and that of a detector then holds config and
+class names, so that it is all that demo, tools and evaluation need. The class names come from
+Detectron2 for COCO, from the data in DATASETS.TRAIN for others, or from DATASETS.CLASS_NAMES.
+
 Converting is optional: MODEL.WEIGHTS takes all of these layouts as they are.
 """
 
@@ -22,52 +26,66 @@ from detectron2.utils.file_io import PathManager  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
 from contrastmask.atomic_files import write_whole  # noqa: E402
-from contrastmask.checkpoint import ContrastMaskCheckpointer, read_weights  # noqa: E402
-from contrastmask.engine import load_config  # noqa: E402
+from contrastmask.checkpoint import (  # noqa: E402
+    DESCRIPTION_KEY,
+    ContrastMaskCheckpointer,
+    Description,
+    model_class_split,
+    model_config,
+    read_weights,
+)
+from contrastmask.config import use_available_device  # noqa: E402
+from contrastmask.engine.programs import parse_args, program  # noqa: E402
 
 logger = logging.getLogger("contrastmask.convert_checkpoint")
 
 
-def parse_args(argv=None):
+def get_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("src", help="checkpoint to read, a file or torchvision://<model>")
     parser.add_argument("dst", help="file to write, ending in .pth")
-    parser.add_argument("--config-file", help="first check that it fits the model of this config")
+    parser.add_argument("--config-file", help="config of the model that it is for")
     parser.add_argument(
         "--trust-source",
         action="store_true",
         help="also read a file that holds Python objects; this can run code hidden in it",
     )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides of the config"
-    )
-    args = parser.parse_args(argv)
+    args = parse_args(parser, argv)
     if not args.dst.endswith(".pth"):
         parser.error(f"DST has to end in .pth, not {args.dst}")
     if args.opts and not args.config_file:
-        parser.error("--opts needs --config-file")
+        parser.error(f"overrides need --config-file: {' '.join(args.opts)}")
     if args.config_file and args.trust_source:
         parser.error("check the converted file against a config in a second run")
     return args
 
 
+@program
 def main(argv=None):
-    args = parse_args(argv)
+    args = get_args(argv)
     for name in ("contrastmask", "fvcore"):
         setup_logger(name=name)
     src = PathManager.get_local_path(args.src)
     if os.path.exists(args.dst) and os.path.samefile(src, args.dst):
-        raise SystemExit(f"{args.src} and {args.dst} are the same file")
+        raise ValueError(f"{args.src} and {args.dst} are the same file")
     checkpoint, layout = read_weights(src, trusted=args.trust_source)
     logger.info(f"{args.src} has the layout {layout.name if layout else 'Detectron2'}")
+    is_detector = any(name.startswith("roi_heads.") for name in checkpoint["model"])
 
+    description = None
     if args.config_file:
-        model = build_model(load_config(args.config_file, args.opts))
-        is_detector = any(name.startswith("roi_heads.") for name in checkpoint["model"])
-        ContrastMaskCheckpointer(model, require_all=is_detector).load(src)
+        cfg = model_config(args.config_file, args.opts, src)
+        use_available_device(cfg)
+        ContrastMaskCheckpointer(build_model(cfg), require_all=is_detector).load(src)
         logger.info(f"{args.src} fits the model of {args.config_file}")
+        if is_detector:
+            description = Description.of(cfg, model_class_split(cfg))
+    elif not args.trust_source:
+        description = Description.read(src)
+    if description is not None:
+        checkpoint[DESCRIPTION_KEY] = description.state_dict()
 
     with write_whole(args.dst, "wb") as f:
         torch.save(checkpoint, f)
@@ -75,4 +93,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,5 +1,10 @@
 #!/usr/bin/env python
-"""Draw a trained model's predictions on images of its test data, beside the ground truth."""
+"""
+Draw a trained model's predictions on images of its test data, beside the ground truth:
+
+    python tools/draw_predictions.py --weights output/quickstart/model_final.pth \\
+        --output output/quickstart/predictions.png
+"""
 
 import argparse
 import logging
@@ -11,47 +16,56 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from detectron2.data import DatasetCatalog  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
-from contrastmask.data import class_split_from_config  # noqa: E402
-from contrastmask.engine import load_config  # noqa: E402
-from contrastmask.inference import load_model, predict  # noqa: E402
+from contrastmask.checkpoint import check_class_names  # noqa: E402
+from contrastmask.data import register_datasets  # noqa: E402
+from contrastmask.engine.programs import (  # noqa: E402
+    add_model_arguments,
+    build_predictor,
+    parse_args,
+    program,
+)
 from contrastmask.visualization.prediction_sheet import (  # noqa: E402
     select_records,
     write_sheet,
 )
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--weights", help="checkpoint (default: MODEL.WEIGHTS of the config)")
+def get_args(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_arguments(parser)
     parser.add_argument("--output", required=True, help="PNG file to write")
     parser.add_argument(
         "--dataset", help="registered dataset (default: the first of DATASETS.TEST)"
     )
     parser.add_argument("--num-images", type=int, default=6)
     parser.add_argument("--score-threshold", type=float, default=0.5)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
-    args = parser.parse_args(argv)
+    args = parse_args(parser, argv)
     if args.num_images < 1:
         parser.error(f"--num-images must be at least 1, got {args.num_images}")
     return args
 
 
+@program
 def main(argv=None):
-    args = parse_args(argv)
+    args = get_args(argv)
     setup_logger(name="contrastmask")
-    logger = logging.getLogger("contrastmask.draw_predictions")
-    cfg = load_config(args.config_file, args.opts)
+    predictor = build_predictor(args)
+    cfg = predictor.cfg
+    if not (args.dataset or cfg.DATASETS.TEST):
+        raise ValueError("DATASETS.TEST names no dataset: give --dataset")
+    register_datasets(cfg)
     dataset_name = args.dataset or cfg.DATASETS.TEST[0]
     records = DatasetCatalog.get(dataset_name)
-    class_split = class_split_from_config(cfg, dataset_name)
-
-    model = load_model(cfg, args.weights)
-    records = select_records(records, class_split, args.num_images)
-    detections = [predict(cfg, model, record) for record in records]
-    write_sheet(args.output, records, detections, class_split, args.score_threshold)
-    logger.info(f"Wrote {args.output}: {len(records)} images of {dataset_name}")
+    check_class_names(cfg, [dataset_name])
+    records = select_records(records, predictor.class_split, args.num_images)
+    detections = predictor([x["file_name"] for x in records])
+    write_sheet(args.output, records, detections, predictor.class_split, args.score_threshold)
+    logging.getLogger("contrastmask.draw_predictions").info(
+        f"Wrote {args.output}: {len(records)} images of {dataset_name}"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

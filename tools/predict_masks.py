@@ -1,10 +1,9 @@
 #!/usr/bin/env python
 """
 Give every box-only annotation of a COCO-format file a mask, predicted for exactly that box and
-class. Annotations that have a mask, and everything else in the file, stay as they are.
+class. Annotations that have a segmentation, and all other values in the file, stay as they are.
 
-    python tools/predict_masks.py --config-file configs/quickstart.yaml \\
-        --weights output/quickstart/model_final.pth \\
+    python tools/predict_masks.py --weights output/quickstart/model_final.pth \\
         --json boxes.json --images folder --output boxes_with_masks.json
 
 An interrupted run goes on where it was if the same command is given again.
@@ -22,27 +21,23 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
-from contrastmask.data import class_split_from_config  # noqa: E402
-from contrastmask.engine import load_config  # noqa: E402
-from contrastmask.inference import (  # noqa: E402
-    compare_masks,
-    complete_masks,
-    load_model,
-    read_full_file,
+from contrastmask.engine.programs import (  # noqa: E402
+    add_model_arguments,
+    build_predictor,
+    parse_args,
+    program,
 )
+from contrastmask.inference import complete_masks, read_masks  # noqa: E402
 
-_EXIT_FAILED = 1
 _EXIT_SKIPPED = 3
 _EXIT_NOT_COMPARED = 4
-_EXIT_INTERRUPTED = 130
 
 
-def parse_args(argv=None):
+def get_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, help="config the model was trained with")
-    parser.add_argument("--weights", required=True, help="checkpoint of the trained model")
+    add_model_arguments(parser)
     parser.add_argument("--json", required=True, help="annotation file in COCO format")
     parser.add_argument("--images", required=True, help="folder of its images")
     parser.add_argument("--output", required=True, help="annotation file to write")
@@ -50,15 +45,14 @@ def parse_args(argv=None):
     parser.add_argument(
         "--all",
         action="store_true",
-        help="also predict, and replace, the masks of annotations that have one",
+        help="also predict masks for annotations that have a segmentation, and replace it",
     )
     parser.add_argument(
         "--compare",
         metavar="FULL_JSON",
         help="file with the same annotation ids and all masks: print the mean IoU with these",
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
-    args = parser.parse_args(argv)
+    args = parse_args(parser, argv)
     if args.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.compare and not os.path.isfile(args.compare):
@@ -66,34 +60,25 @@ def parse_args(argv=None):
     return args
 
 
+@program
 def main(argv=None):
-    args = parse_args(argv)
+    args = get_args(argv)
     setup_logger(name="contrastmask")
     logger = logging.getLogger("contrastmask.predict_masks")
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        if args.compare:
-            read_full_file(args.compare)  # complain before the work, not after it
-        split = class_split_from_config(cfg, cfg.DATASETS.TRAIN[0])
-        completion = complete_masks(
-            cfg,
-            load_model(cfg, args.weights),
-            args.json,
-            args.images,
-            args.output,
-            split.class_names,
-            batch_size=args.batch_size,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-            replace=args.all,
-        )
-    except (ValueError, OSError) as error:
-        logger.error(str(error))
-        return _EXIT_FAILED
-    except KeyboardInterrupt:
-        logger.error("Interrupted. The same command goes on where this one stopped.")
-        return _EXIT_INTERRUPTED
+    # Complain before the work, not after it.
+    true_masks = read_masks(args.compare) if args.compare else {}
+    predictor = build_predictor(args)
+    completion = complete_masks(
+        predictor,
+        args.json,
+        args.images,
+        args.output,
+        batch_size=args.batch_size,
+        num_workers=predictor.cfg.DATALOADER.NUM_WORKERS,
+        replace=args.all,
+    )
     logger.info(
-        f"Wrote {args.output}: {len(completion.masks)} masks predicted, {completion.num_kept} "
+        f"Wrote {args.output}: {len(completion.predicted)} masks predicted, {completion.num_kept} "
         f"annotations had one, {completion.num_left_out} left out (crowds, ignored, no area)"
     )
     exit_code = 0
@@ -103,13 +88,10 @@ def main(argv=None):
         exit_code = _EXIT_SKIPPED
     if args.compare:
         try:
-            comparison = compare_masks(
-                completion.masks, args.compare, split, empty=completion.empty
-            )
+            print(completion.compare(true_masks, predictor.class_split))
         except ValueError as error:
-            logger.error(f"The masks could not be compared: {error}")
+            logger.error(f"The masks could not be compared with {args.compare}: {error}")
             return _EXIT_NOT_COMPARED
-        print(comparison.format())
     return exit_code
 
 

@@ -8,10 +8,12 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
+from contrastmask.engine.programs import program  # noqa: E402
 from contrastmask.evaluation import format_results_table, read_results_json  # noqa: E402
 
 
-def main(argv=None) -> int:
+@program
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", help="results.json of an output folder")
     parser.add_argument(
@@ -23,22 +25,20 @@ def main(argv=None) -> int:
         "{'title': its name, 'command': how it was made}",
     )
     args = parser.parse_args(argv)
-    path = args.results
-    try:
-        results = read_results_json(path)
-        others, commands = {}, []
-        for path in args.recorded:
+    results = read_results_json(args.results)
+    others, commands = {}, []
+    for path in args.recorded:
+        others_results = read_results_json(path)
+        try:
             with open(path, encoding="utf-8") as f:
                 record = json.load(f)["recorded"]
-            others[f"{record['title']} (recorded)"] = read_results_json(path)
+            others[f"{record['title']} (recorded)"] = others_results
             commands.append(record["command"])
-        print(format_results_table(results, others))
-        for command in commands:
-            print(f"Recorded with: {command}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"show_results: {path}: {error!r}", file=sys.stderr)
-        return 1
-    return 0
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: the key 'recorded' needs 'title' and 'command'") from error
+    print(format_results_table(results, others))
+    for command in commands:
+        print(f"Recorded with: {command}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from ..evaluation.coco_eval import BACKENDS, coco_precision, resolve_backend
-from ..evaluation.group_metrics import group_metrics
+from ..evaluation.coco_eval import BACKENDS, coco_precision, group_metrics, resolve_backend
 from .made_up_coco import make_dataset, make_detections
 from .timing import compare
 

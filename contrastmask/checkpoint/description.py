@@ -8,6 +8,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
@@ -101,13 +102,17 @@ class Description:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def training_config(self) -> CfgNode:
-        """The config of the training, without keys that this version does not know."""
+        """
+        The config of the training, without keys that this version does not know, and with the
+        device of this machine.
+        """
         cfg, stored = default_config(), CfgNode.load_cfg(self.config)
         # Keys outside of MODEL are those of another version of Detectron2, for training.
         unknown = [x for x in _remove_unknown(stored, cfg) if x.startswith("MODEL.")]
         if unknown:
             logger.warning(f"Unknown keys in the config of the checkpoint: {', '.join(unknown)}")
         cfg.merge_from_other_cfg(stored)
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
         return cfg
 
     def set_classes(self, cfg: CfgNode, overridden: Sequence[str]) -> None:

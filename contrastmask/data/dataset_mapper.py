@@ -1,18 +1,18 @@
 """From the annotations of one image to training instances, of which only some have masks."""
 
 import importlib.util
-from typing import FrozenSet, Optional
+from typing import FrozenSet, List, Optional
 
 import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
-from detectron2.structures import BitMasks, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, BoxMode, PolygonMasks
 
 from .augmentation import with_resize_backend
 from .class_split import supervising_classes
 from .images import check_pixel_type, naming_image
-from .segmentation import usable_segmentation
+from .segmentation import has_usable_mask, to_rle, usable_segmentation
 
 __all__ = ["ContrastMaskDatasetMapper"]
 
@@ -36,6 +36,9 @@ class ContrastMaskDatasetMapper(DatasetMapper):
     `gt_has_mask` (bool tensor). Where `gt_has_mask` is False the mask is empty. That is so for
     instances without a usable mask, and for those of other classes than `mask_classes`: their
     segmentation is thrown away before anything looks at it.
+
+    In evaluation, the input has "annotations": the instances with a mask, crowds left out, each
+    with "category_id", "bbox" (XYXY, in pixels of the image file) and its mask as an RLE.
 
     An instance stays if its box is not empty. With random cropping an instance that had a mask
     must still have some of it, and its box is made to fit what is left; a box-only instance keeps
@@ -82,7 +85,11 @@ class ContrastMaskDatasetMapper(DatasetMapper):
         path = dataset_dict["file_name"]
         with naming_image(path, dataset_dict.get("image_id")):
             check_pixel_type(path)
-            return super().__call__(dataset_dict)
+            dataset_dict = super().__call__(dataset_dict)
+        if annotations and self.use_instance_mask and not self.is_train:
+            size = dataset_dict["height"], dataset_dict["width"]
+            dataset_dict["annotations"] = _annotations_with_masks(annotations, *size)
+        return dataset_dict
 
     def _keep_usable_mask(self, annotation: dict, dataset_dict: dict) -> dict:
         """A copy of one annotation, without its segmentation if that is not to be used."""
@@ -160,3 +167,21 @@ class ContrastMaskDatasetMapper(DatasetMapper):
         if self.instance_mask_format == "polygon":
             return PolygonMasks([])
         return BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
+
+
+def _annotations_with_masks(annotations, height: int, width: int) -> List[dict]:
+    """What evaluation compares with the masks that are predicted for the same boxes."""
+    kept = []
+    for x in annotations:
+        box = BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS)
+        inside = Boxes(torch.tensor([box]))
+        inside.clip((height, width))
+        if (
+            x.get("iscrowd", 0)
+            or not inside.nonempty()
+            or not has_usable_mask(x.get("segmentation"))
+        ):
+            continue
+        mask = to_rle(x["segmentation"], height, width)
+        kept.append({"category_id": x["category_id"], "bbox": list(box), "segmentation": mask})
+    return kept

@@ -5,7 +5,7 @@ import os
 import weakref
 from contextlib import contextmanager
 
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -14,7 +14,12 @@ from detectron2.utils import comm
 from ..checkpoint import ContrastMaskCheckpointer, Description
 from ..data import ContrastMaskDatasetMapper, build_training_loader, class_split_from_config
 from ..data.tta_mapper import TTAMapper
-from ..evaluation import ContrastMaskEvaluator, format_results_table, write_results_json
+from ..evaluation import (
+    ContrastMaskEvaluator,
+    MasksAtGroundTruthBoxes,
+    format_results_table,
+    write_results_json,
+)
 from ..evaluation.report import write_report
 from ..modeling.build import build_model
 from ..modeling.frozen_parts import freeze_parts
@@ -201,7 +206,9 @@ class Trainer(DefaultTrainer):
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         elif not isinstance(evaluators, list):
             evaluators = [evaluators]
-        results = super().test(cfg, model, evaluators)
+        results = super().test(
+            cfg, MasksAtGroundTruthBoxes(model) if cfg.MODEL.MASK_ON else model, evaluators
+        )
         if comm.is_main_process():
             single = len(cfg.DATASETS.TEST) == 1
             for name, evaluator in zip(cfg.DATASETS.TEST, evaluators):
@@ -223,7 +230,6 @@ class Trainer(DefaultTrainer):
                     results=of_dataset,
                     data=evaluator.evaluation_data(),
                     class_split=split,
-                    image_root=MetadataCatalog.get(name).get("image_root", ""),
                     metrics_file=os.path.join(cfg.OUTPUT_DIR, "metrics.json"),
                 )
                 logger.info(f"Report: {path}")

@@ -7,18 +7,22 @@ import os
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
-from .group_metrics import METRICS
-
 GROUPS = ("base", "novel", "all")
 # Name of each task in the results of the evaluator -> its name in the JSON file.
-_JSON_NAMES = {"bbox": "box", "segm": "mask", "segm-filled-box": "filled_box_mask"}
+_JSON_NAMES = {
+    "bbox": "box",
+    "segm": "mask",
+    "gt-box-mask": "gt_box_mask",
+    "segm-filled-box": "filled_box_mask",
+}
 _ROWS = (
     ("box AP", "bbox", "AP"),
     ("box AP50", "bbox", "AP50"),
     ("mask AP", "segm", "AP"),
     ("mask AP50", "segm", "AP50"),
-    ("mask AP, boxes filled", "segm-filled-box", "AP"),
-    ("mask AP50, boxes filled", "segm-filled-box", "AP50"),
+    ("mask IoU at ground-truth boxes", "gt-box-mask", "IoU"),
+    ("mask AP, box masks", "segm-filled-box", "AP"),
+    ("mask AP50, box masks", "segm-filled-box", "AP50"),
 )
 
 
@@ -32,8 +36,8 @@ def format_results_table(results, others=None):
 
     Args:
         results (dict[str, dict[str, float]]): what `ContrastMaskEvaluator.evaluate` returns.
-        others (dict[str, dict] or None): title -> the same, of models to compare with, whose mask
-            AP is shown as well.
+        others (dict[str, dict] or None): title -> the same, of models to compare with, whose masks
+            are shown as well.
 
     Returns:
         str: a table with the rows box AP, mask AP and so on that `results` has, and below it the
@@ -44,7 +48,7 @@ def format_results_table(results, others=None):
         _row(f"{title}, {name}", other, task, metric)
         for name, other in (others or {}).items()
         for title, task, metric in _ROWS
-        if task == "segm"
+        if task in other and task in ("segm", "gt-box-mask")
     ]
     table = tabulate(
         rows,
@@ -68,12 +72,14 @@ def write_results_json(results, path, class_split=None):
           "box":  {"base": {"AP": .., "AP50": .., "AP75": .., "APs": .., "APm": .., "APl": ..},
                    "novel": {..}, "all": {..}, "per_class": {"<class name>": AP, ..}},
           "mask": {same as "box", and "harmonic_mean": of base and novel AP},
-          "filled_box_mask": {"base": {..}, "novel": {..}, "all": {..}},
+          "gt_box_mask": {"base": {"IoU": ..}, "novel": {..}, "all": {..}, "per_class": {IoU}},
+          "filled_box_mask": {"base": {"AP": .., ..}, "novel": {..}, "all": {..}},
           "classes": {"base": ["<class name>", ..], "novel": [..]}
         }
 
-    "mask" and "filled_box_mask" are there only if they were evaluated, "classes" only if
-    `class_split` is given.
+    "gt_box_mask" is the mean IoU of the masks that are predicted for ground-truth boxes, and
+    "filled_box_mask" what the boxes of the detections would give as masks ("box masks"). The three
+    of masks are there only if they were evaluated, "classes" only if `class_split` is given.
 
     Args:
         results (dict[str, dict[str, float]]): what `ContrastMaskEvaluator.evaluate` returns.
@@ -98,21 +104,19 @@ def results_for_json(results, class_split=None):
     Returns:
         dict[str, dict]: None where a number cannot be measured.
     """
-    report = {
-        name: {
-            group: {m: _number(results[group_key(task, group)][m]) for m in METRICS}
+    report = {}
+    for task, name in _JSON_NAMES.items():
+        if task not in results:
+            continue
+        report[name] = {
+            group: {
+                k: _number(v) for k, v in results[group_key(task, group)].items() if "-" not in k
+            }
             for group in GROUPS
         }
-        for task, name in _JSON_NAMES.items()
-        if task in results
-    }
-    for task in ("bbox", "segm"):
-        if task in results:
-            report[_JSON_NAMES[task]]["per_class"] = {
-                key[len("AP-") :]: _number(value)
-                for key, value in results[task].items()
-                if key.startswith("AP-")
-            }
+        of_classes = {k.split("-", 1)[1]: _number(v) for k, v in results[task].items() if "-" in k}
+        if of_classes:
+            report[name]["per_class"] = of_classes
     if "segm-harmonic" in results:
         report["mask"]["harmonic_mean"] = _number(results["segm-harmonic"]["AP"])
     if class_split is not None:

@@ -1,6 +1,4 @@
-"""Using a trained model: detection in image files, and masks for given boxes."""
+"""Using a trained model: masks for the boxes of whole annotation files, and explanation maps."""
 
-from .compare_masks import compare_masks, read_full_file
-from .complete_masks import complete_masks
-from .detection import predict
-from .load_model import load_model
+from .complete_masks import complete_masks, read_masks
+from .explanation_maps import adding_enhanced_maps

@@ -1,56 +1,118 @@
 """From an annotation file with boxes to the same file with masks."""
 
-import hashlib
+import json
 import logging
 import os
+from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Dict, List, Sequence, Tuple
 
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import detection_utils as utils
 from detectron2.structures import BoxMode
+from tabulate import tabulate
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..atomic_files import write_whole
+from ..data import ClassSplit
 from ..data.coco_format import AnnotationFile
-from .box_masks import predict_box_masks
-from .journal import Journal
-from .json_splice import splice_annotations
+from ..data.images import read_image
+from ..data.segmentation import to_rle
+from ..predictor import ModelInput, Predictor, encode, masks_for_boxes
+from .partial_results import append_masks, open_partial_results, run_identity
 
-__all__ = ["SCORE_KEY", "MaskCompletion", "complete_masks"]
+__all__ = ["SCORE_KEY", "MaskCompletion", "complete_masks", "read_masks"]
 
 logger = logging.getLogger(__name__)
 
 # Key of an annotation for the score of its predicted mask.
 SCORE_KEY = "mask_score"
-_JOURNAL_SUFFIX = ".journal"
+_PARTIAL_SUFFIX = ".partial.jsonl"
 _NUM_EXAMPLES = 10
+_GROUPS = ("base", "novel", "unused", "all")
 
 
 @dataclass
 class MaskCompletion:
-    """What became of the annotations of a file.
+    """What became of the annotations of a file. Keys are their indices in it.
 
     Attributes:
-        masks: annotation id -> predicted RLE.
-        num_kept: annotations that had a mask already.
+        annotations: all of them, as they are in the output.
+        predicted: RLE of each predicted mask.
+        empty: annotations for which the model predicted no pixel; they stay as they are.
+        num_kept: annotations that had a mask.
+        not_understood: annotations with a segmentation that is no usable mask; they keep it.
         num_left_out: crowds, annotations marked "ignore", boxes without area in the image.
-        empty: ids of the annotations for which the model predicted no pixel.
         unreadable: file names of images and why they were skipped.
     """
 
-    masks: Dict[object, dict] = field(default_factory=dict)
+    annotations: List[dict]
+    predicted: Dict[int, dict] = field(default_factory=dict)
+    empty: List[int] = field(default_factory=list)
     num_kept: int = 0
+    not_understood: List[int] = field(default_factory=list)
     num_left_out: int = 0
-    empty: list = field(default_factory=list)
     unreadable: List[Tuple[str, str]] = field(default_factory=list)
+
+    def ids(self, indices: Sequence[int]) -> str:
+        """Ids of some annotations, for a message."""
+        shown = [str(self.annotations[i].get("id")) for i in indices[:_NUM_EXAMPLES]]
+        return ", ".join(shown) + (", ..." if len(indices) > _NUM_EXAMPLES else "")
+
+    def compare(self, true_masks: Dict[object, dict], class_split: ClassSplit) -> str:
+        """
+        Args:
+            true_masks: from :func:`read_masks`; annotations are matched by "id".
+            class_split: gives the roles of classes, which are matched by name.
+
+        Returns:
+            A table of the mean IoU of the predicted masks, and of boxes as masks.
+
+        Raises:
+            ValueError: if a true mask is one of an image of another size.
+        """
+        rows = {group: [] for group in _GROUPS}
+        num_without = 0
+        for index in sorted([*self.predicted, *self.empty]):
+            annotation_id = self.annotations[index].get("id")
+            true = true_masks.get(annotation_id)
+            if true is None:
+                num_without += 1
+                continue
+            mask, iou = self.predicted.get(index), 0.0
+            size = true["mask"]["size"]
+            if mask is not None:
+                if list(mask["size"]) != list(size):
+                    raise ValueError(
+                        f"annotation {annotation_id!r}: its image has the size {mask['size']} "
+                        f"(height, width), and {list(size)} in the file to compare with"
+                    )
+                iou = float(mask_util.iou([mask], [true["mask"]], [0])[0, 0])
+            box = mask_util.frPyObjects(np.array([true["bbox"]], dtype=np.float64), *size)
+            box_iou = float(mask_util.iou(box, [true["mask"]], [0])[0, 0])
+            names = class_split.class_names
+            known = true["class_name"] in names
+            role = class_split.role(names.index(true["class_name"])) if known else "unused"
+            for group in (role, "all"):
+                rows[group].append((iou, box_iou))
+        table = tabulate(
+            [[k, len(v), *np.mean(v, axis=0)] for k, v in rows.items() if v],
+            headers=["classes", "boxes", "mean IoU of masks", "of box masks"],
+            tablefmt="pipe",
+            floatfmt=".3f",
+        )
+        without = f"\n{num_without} annotations have no mask to compare with" if num_without else ""
+        return table + without
 
 
 def complete_masks(
-    cfg,
-    model,
+    predictor: Predictor,
     json_file: str,
     image_root: str,
     output: str,
-    class_names: Sequence[str],
     *,
     batch_size: int = 4,
     num_workers: int = 0,
@@ -59,177 +121,208 @@ def complete_masks(
     """Give every box-only annotation of a COCO-format file the mask predicted for its box.
 
     These annotations get a "segmentation" (compressed RLE) and a "mask_score" (mean probability
-    inside the mask). All other text of the file is copied unchanged, "area" included. Finished
-    images are kept in `output` + ".journal", from which an interrupted run goes on; the journal is
-    removed when all images are done.
+    inside the mask); all other values stay, "area" included. Masks of finished images are kept in
+    `output` + ".partial.jsonl", from which an interrupted run goes on; the file is removed when all
+    images are done. Its first line names the model, the config and the annotation file.
 
     Args:
-        cfg (CfgNode): the model's.
-        model (GeneralizedRCNN): in evaluation mode.
+        predictor: the model. Categories of the file are matched with its classes by name.
         json_file: annotation file.
         image_root: folder of its images.
         output: file to write.
-        class_names: the model's classes by contiguous id. Categories are matched by name.
         batch_size: images at a time.
         num_workers: processes that read images.
-        replace: also predict masks for the annotations that have one.
-
-    Returns:
-        MaskCompletion:
+        replace: also predict masks for the annotations that have a segmentation.
 
     Raises:
         AnnotationFileError: if the file is not sound.
-        JournalError: if there is a journal of another run.
         ValueError: for a category that the model does not know, a model without masks, a missing
-            image folder, or an output that is the input.
+            image folder, an output that is the input, or the partial results of another run.
     """
-    if not cfg.MODEL.MASK_ON:
+    if not predictor.cfg.MODEL.MASK_ON:
         raise ValueError("MODEL.MASK_ON is False: this model predicts no masks")
     if os.path.exists(output) and os.path.samefile(json_file, output):
         raise ValueError(f"The output file is the annotation file itself: {output}")
     if not os.path.isdir(image_root):
         raise ValueError(f"The image folder '{image_root}' does not exist")
     file = AnnotationFile(json_file)
-    with open(json_file, "rb") as f:
-        content = f.read()
-    completion = MaskCompletion()
-    records = _records(file, image_root, class_names, replace, completion)
+    with open(json_file, encoding="utf-8-sig") as f:
+        content = json.load(f)  # to be written as it is, but for the masks
+    completion = MaskCompletion(content["annotations"])
+    records = _records(file, image_root, predictor.class_names, replace, completion)
+    if completion.not_understood:
+        logger.warning(
+            f"{len(completion.not_understood)} annotations have a segmentation that is no usable "
+            f"mask, and keep it (--all replaces it): {completion.ids(completion.not_understood)}"
+        )
 
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-    belongs_to = {
-        "annotation file": hashlib.sha256(content).hexdigest(),
-        "model": _model_hash(model),
-        "configuration": _config_hash(cfg),
-        "choice of annotations": "all" if replace else "box-only",
-    }
-    journal = Journal(output + _JOURNAL_SUFFIX, belongs_to)
-    try:
-        _predict(cfg, model, records, journal, completion, batch_size, num_workers)
-    finally:
-        journal.close()
+    partial = output + _PARTIAL_SUFFIX
+    done, log = open_partial_results(partial, run_identity(predictor, json_file, replace))
+    with log:
+        _predict(predictor, records, done, log, completion, batch_size, num_workers)
 
-    _write_output(content, file, journal.results, completion, output)
+    for index, (segmentation, score) in sorted(done.items()):
+        if score == 0:
+            completion.empty.append(index)
+            continue
+        completion.predicted[index] = segmentation
+        completion.annotations[index].update({"segmentation": segmentation, SCORE_KEY: score})
+    if completion.empty:
+        logger.warning(
+            f"No pixel was predicted for {len(completion.empty)} annotations, which stay as they "
+            f"are: {completion.ids(completion.empty)}"
+        )
+    with write_whole(output, "w", encoding="utf-8") as f:
+        f.write(json.dumps(content))
     if completion.unreadable:
         logger.warning(
             f"{len(completion.unreadable)} images were skipped. To do them later, make them "
-            f"readable and run the same command again: {journal.path} keeps the other images."
+            f"readable and run the same command again: {partial} keeps the other images."
         )
     else:
-        journal.remove()
+        os.remove(partial)
     return completion
+
+
+def read_masks(json_file: str) -> Dict[object, dict]:
+    """
+    Args:
+        json_file: annotation file in COCO format.
+
+    Returns:
+        Annotation id -> "mask" (RLE), "bbox" (XYWH) and "class_name", of the annotations that have
+        a mask.
+
+    Raises:
+        AnnotationFileError: if the file is not sound.
+    """
+    file = AnnotationFile(json_file)
+    images, names = file.images_by_id(), file.class_names()
+    instances, _ = file.instances_by_image(images, file.category_id_map())
+    return {
+        x["id"]: {
+            "mask": to_rle(x["segmentation"], image["height"], image["width"]),
+            "bbox": x["bbox"],
+            "class_name": names[x["category_id"]],
+        }
+        for image_id, image in images.items()
+        for x in instances[image_id]
+        if "segmentation" in x
+    }
 
 
 def _records(file, image_root, class_names, replace, completion) -> List[dict]:
     """Images with the annotations to predict masks for, in classes of the model."""
-    id_map = file.category_id_map()
-    names = file.class_names()
-    images = file.images_by_id()
-    instances, _ = file.instances_by_image(images, id_map)
-    records, num_seen = [], 0
+    names, images = file.class_names(), file.images_by_id()
+    instances, _ = file.instances_by_image(images, file.category_id_map())
+    index_of = {x["id"]: index for index, x in enumerate(completion.annotations)}
+    records, unknown, num_seen = [], set(), 0
     for image_id, image in images.items():
         chosen = []
         for x in instances[image_id]:
             if x["iscrowd"]:
                 continue
             num_seen += 1
+            index, name = index_of[x["id"]], names[x["category_id"]]
             if "segmentation" in x and not replace:
                 completion.num_kept += 1
+            elif not (replace or _is_nothing(completion.annotations[index].get("segmentation"))):
+                completion.not_understood.append(index)
+            elif name not in class_names:
+                unknown.add(name)
             else:
-                chosen.append(
-                    {
-                        "id": x["id"],
-                        "bbox": x["bbox"],
-                        "bbox_mode": BoxMode.XYWH_ABS,
-                        "category_id": names[x["category_id"]],
-                    }
-                )
+                box = BoxMode.convert(x["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+                chosen.append((index, box, class_names.index(name)))
         if chosen:
+            indices, boxes, classes = zip(*chosen)
             records.append(
                 {
-                    "image_id": image_id,
                     "file_name": os.path.join(image_root, image["file_name"]),
                     "height": image["height"],
                     "width": image["width"],
-                    "annotations": chosen,
+                    "indices": indices,
+                    "boxes": np.array(boxes, dtype=np.float64),
+                    "classes": classes,
                 }
             )
-    completion.num_left_out = len(file.content["annotations"]) - num_seen
-    _names_to_model_classes(file, records, class_names)
-    return records
-
-
-def _names_to_model_classes(file, records, class_names) -> None:
-    index = {name: i for i, name in enumerate(class_names)}
-    annotations = [x for record in records for x in record["annotations"]]
-    unknown = sorted({x["category_id"] for x in annotations} - set(index))
     if unknown:
         shown = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
         raise file.error(
-            f"the model does not know the categories {', '.join(unknown)}; its classes are {shown}"
+            f"the model does not know the categories {', '.join(sorted(unknown))}; its classes are "
+            f"{shown}"
         )
-    for x in annotations:
-        x["category_id"] = index[x["category_id"]]
+    completion.num_left_out = len(completion.annotations) - num_seen
+    return records
 
 
-def _predict(cfg, model, records, journal, completion, batch_size, num_workers) -> None:
-    left = [record for record in records if record["image_id"] not in journal.results]
+def _is_nothing(segmentation) -> bool:
+    """Whether a segmentation draws nothing: none at all, empty, or an RLE without foreground."""
+    if isinstance(segmentation, list):
+        return not any(segmentation)
+    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
+        return not any(segmentation["counts"][1::2])
+    if isinstance(segmentation, dict) and {"counts", "size"} <= segmentation.keys():
+        return mask_util.area(segmentation) == 0
+    return not segmentation
+
+
+class _Images(Dataset):
+    """Inputs of the model, or why an image cannot be used."""
+
+    def __init__(self, cfg, records):
+        self._to_input = ModelInput(cfg)
+        self._records = records
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index):
+        record = self._records[index]
+        try:
+            image = read_image(record["file_name"], format="RGB")
+            utils.check_image_size(record, image)
+        except ValueError as error:
+            return record, None, str(error)
+        return record, self._to_input(image), ""
+
+
+def _predict(predictor, records, done, log, completion, batch_size, num_workers) -> None:
+    """Add the masks that are missing in `done`, index of an annotation -> mask, to it and `log`."""
+    left = [x for x in records if not set(x["indices"]) <= done.keys()]
     if len(left) < len(records):
-        logger.info(f"{len(records) - len(left)} images are in {journal.path} already")
-    progress = tqdm(total=len(records), initial=len(records) - len(left), unit="image")
-    predictions = predict_box_masks(
-        cfg, model, left, batch_size=batch_size, num_workers=num_workers
+        logger.info(f"{len(records) - len(left)} images are in {log.name} already")
+    images = DataLoader(
+        _Images(predictor.cfg, left),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=list,
     )
-    finished = {}
-    with progress:
-        for number, (record, masks, problem) in enumerate(predictions, 1):
-            if masks is None:
-                completion.unreadable.append((record["file_name"], problem))
-                logger.warning(f"Skipped {record['file_name']}: {problem}")
-            else:
-                finished[record["image_id"]] = [
-                    {"id": x["id"], "segmentation": mask.segmentation, SCORE_KEY: mask.score}
-                    for x, mask in zip(record["annotations"], masks)
-                ]
-            if number % batch_size == 0 or number == len(left):
-                journal.add(finished)
-                finished = {}
-            progress.update()
+    with tqdm(total=len(records), initial=len(records) - len(left), unit="image") as progress:
+        for batch in images:
+            for record, model_input, problem in batch:
+                if model_input is None:
+                    completion.unreadable.append((record["file_name"], problem))
+                    logger.warning(f"Skipped {record['file_name']}: {problem}")
+            usable = [(record, x) for record, x, _ in batch if x is not None]
+            for same_size in _groups_of_equal_size(usable):
+                records_of_group, inputs = zip(*same_size)
+                masks = masks_for_boxes(
+                    predictor.model,
+                    encode(predictor.model, list(inputs)),
+                    [x["boxes"] for x in records_of_group],
+                    [x["classes"] for x in records_of_group],
+                )
+                indices = list(chain.from_iterable(x["indices"] for x in records_of_group))
+                masks = list(chain.from_iterable(masks))
+                done.update(zip(indices, masks))
+                append_masks(log, indices, masks)
+            progress.update(len(batch))
 
 
-def _write_output(content, file, results, completion, output) -> None:
-    indices = {x["id"]: index for index, x in enumerate(file.content["annotations"])}
-    changes = {}
-    for masks in results.values():
-        for mask in masks:
-            if mask["segmentation"] is None:
-                completion.empty.append(mask["id"])
-                continue
-            completion.masks[mask["id"]] = mask["segmentation"]
-            changes[indices[mask["id"]]] = {k: mask[k] for k in ("segmentation", SCORE_KEY)}
-    if completion.empty:
-        shown = ", ".join(str(i) for i in completion.empty[:_NUM_EXAMPLES])
-        logger.warning(
-            f"No pixel was predicted for {len(completion.empty)} annotations, which stay as they "
-            f"are: {shown}{', ...' if len(completion.empty) > _NUM_EXAMPLES else ''}"
-        )
-    byte_order_mark = b"\xef\xbb\xbf"
-    mark = byte_order_mark if content.startswith(byte_order_mark) else b""
-    text = splice_annotations(content[len(mark) :].decode("utf-8"), changes)
-    with write_whole(output, "wb") as f:
-        f.write(mark + text.encode("utf-8"))
-
-
-def _model_hash(model) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _config_hash(cfg) -> str:
-    """Of what the masks depend on: neither the device nor where the weights come from."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = cfg.MODEL.WEIGHTS = ""
-    return hashlib.sha256((cfg.MODEL.dump() + cfg.INPUT.dump()).encode()).hexdigest()
+def _groups_of_equal_size(usable):
+    """Records with inputs that need no padding in a batch, which would change their masks."""
+    groups = defaultdict(list)
+    for record, x in usable:
+        groups[x["image"].shape].append((record, x))
+    return groups.values()

@@ -3,18 +3,15 @@
 import glob
 import json
 import logging
-import math
 import os
 import subprocess
 import sys
 import time
 
 from ..atomic_files import write_whole
-from ..data import class_split_from_config
 from ..engine import Trainer, load_config, read_config_file
-from ..evaluation.box_masks import evaluate_box_masks
 from ..evaluation.results import results_for_json
-from ..inference import load_model
+from ..predictor import load_model
 
 __all__ = ["RESULT_FILE", "run_study"]
 
@@ -157,8 +154,7 @@ def as_options(settings):
 def _evaluate(study, settings, weights, folder):
     """
     Returns:
-        dict[str, dict]: "box", "mask" and so on as :func:`write_results_json` names them, and
-        "gt_box_mask" as from :func:`evaluate_box_masks`.
+        dict[str, dict]: "box", "mask" and so on as :func:`write_results_json` names them.
     """
     keep = {k: v for k, v in settings.items() if not k.startswith("DATASETS.")}
     keep.update({k: v for k, v in study.common.items() if k.startswith("DATASETS.")})
@@ -168,18 +164,7 @@ def _evaluate(study, settings, weights, folder):
         raise ValueError(
             f"Study {study.path}: DATASETS.TEST has to name one dataset, it is {cfg.DATASETS.TEST}"
         )
-    dataset = cfg.DATASETS.TEST[0]
-    class_split = class_split_from_config(cfg, dataset)
-    model = load_model(cfg)
-    results = results_for_json(Trainer.test(cfg, model))
-    box_masks = evaluate_box_masks(
-        cfg, model, dataset, class_split, backend=cfg.TEST.COCO_EVAL_BACKEND
-    )
-    results["gt_box_mask"] = {
-        group: {k: None if math.isnan(v) else v for k, v in numbers.items()}
-        for group, numbers in box_masks.items()
-    }
-    return results
+    return results_for_json(Trainer.test(cfg, load_model(cfg)))
 
 
 def _claim(folder, identity):

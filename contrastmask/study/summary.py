@@ -8,13 +8,9 @@ __all__ = ["format_study", "summarize_study"]
 
 # Table -> its columns: title, and where the number stands in a result.
 _TABLES = {
-    "Masks for ground-truth boxes (mean IoU; AP of one single class)": (
+    "Masks for ground-truth boxes (mean IoU)": (
         ("novel IoU", ("gt_box_mask", "novel", "IoU")),
         ("base IoU", ("gt_box_mask", "base", "IoU")),
-        ("novel AP", ("gt_box_mask", "novel", "AP")),
-        ("base AP", ("gt_box_mask", "base", "AP")),
-        ("novel AP50", ("gt_box_mask", "novel", "AP50")),
-        ("base AP50", ("gt_box_mask", "base", "AP50")),
     ),
     "Detections": (
         ("novel mask AP", ("mask", "novel", "AP")),

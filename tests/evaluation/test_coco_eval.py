@@ -1,8 +1,8 @@
 import copy
 
-import made_up_coco
 import numpy as np
 import pytest
+import synthetic_coco
 
 from contrastmask.evaluation import coco_precision
 from contrastmask.evaluation.coco_eval import BACKENDS, resolve_backend
@@ -12,19 +12,19 @@ IOU_TYPES = ["bbox", "segm"]
 
 @pytest.fixture(scope="module")
 def data():
-    dataset = made_up_coco.make_dataset()
+    dataset = synthetic_coco.make_dataset()
     for annotation in dataset["annotations"]:
         annotation["id"] += 1  # COCO evaluation itself goes wrong on id 0
-    return dataset, made_up_coco.make_detections(dataset)
+    return dataset, synthetic_coco.make_detections(dataset)
 
 
 def precision_of(data, iou_type, **kwargs):
     dataset, detections = data
-    kwargs.setdefault("category_ids", made_up_coco.CATEGORY_IDS)
+    kwargs.setdefault("category_ids", synthetic_coco.CATEGORY_IDS)
     return coco_precision(dataset, detections, iou_type, **kwargs)
 
 
-def test_made_up_data_covers_the_cases(data):
+def test_synthetic_data_covers_the_cases(data):
     dataset, detections = data
     areas = np.array([x["area"] for x in dataset["annotations"]])
     assert min((areas < 32**2).sum(), (areas > 96**2).sum()) > 5
@@ -38,14 +38,14 @@ def test_backends_agree(data, iou_type, options):
     pytest.importorskip("hotcoco")
     expected = precision_of(data, iou_type, backend="pycocotools", **options)
     actual = precision_of(data, iou_type, backend="hotcoco", **options)
-    assert expected.shape == (10, 101, len(made_up_coco.CATEGORY_IDS), 4)
+    assert expected.shape == (10, 101, len(synthetic_coco.CATEGORY_IDS), 4)
     assert 0.2 < expected[expected > -1].mean() < 0.95
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", ["pycocotools", "auto"])
 def test_order_of_categories(data, backend):
-    ids = made_up_coco.CATEGORY_IDS
+    ids = synthetic_coco.CATEGORY_IDS
     precision = precision_of(data, "bbox", backend=backend)
     order = [3, 0, 5]
     shuffled = precision_of(data, "bbox", category_ids=[ids[i] for i in order], backend=backend)

@@ -1,7 +1,7 @@
 import json
 
-import made_up_coco
 import pytest
+import synthetic_coco
 
 from contrastmask.evaluation import (
     format_results_table,
@@ -27,6 +27,9 @@ def results():
         "segm-base": metrics(50.0),
         "segm-novel": metrics(60.126),
         "segm-harmonic": {"AP": 54.6},
+        "gt-box-mask": {"IoU": 71.0, "IoU-ant": 72.5, "IoU-bee-eater": NAN},
+        "gt-box-mask-base": {"IoU": 73.0},
+        "gt-box-mask-novel": {"IoU": NAN},
         "segm-filled-box": {m: NAN for m in METRICS},
         "segm-filled-box-base": metrics(70.0),
         "segm-filled-box-novel": metrics(80.0),
@@ -45,7 +48,8 @@ def test_table(results):
     assert cells(table, "box AP") == ["20.00", "30.00", "10.00"]
     assert cells(table, "mask AP") == ["50.00", "60.13", "40.00"]
     assert cells(table, "mask AP50") == ["51.00", "61.13", "41.00"]
-    assert cells(table, "mask AP, boxes filled") == ["70.00", "80.00", "-"]
+    assert cells(table, "mask IoU at ground-truth boxes") == ["73.00", "-", "71.00"]
+    assert cells(table, "mask AP, box masks") == ["70.00", "80.00", "-"]
     assert table.splitlines()[-1] == "Harmonic mean of base and novel mask AP: 54.60"
 
 
@@ -55,7 +59,10 @@ def test_table_with_a_baseline(results):
     assert cells(table, "mask AP") == ["50.00", "60.13", "40.00"]
     assert cells(table, "mask AP, other (recorded)") == ["50.00", "1.00", "2.00"]
     assert cells(table, "mask AP50, other (recorded)") == ["51.00", "2.00", "3.00"]
+    assert cells(table, "mask IoU at ground-truth boxes, other (recorded)")[0] == "73.00"
     assert "box AP, other" not in table
+    old = {k: v for k, v in baseline.items() if not k.startswith("gt-box")}
+    assert "boxes, old" not in format_results_table(results, {"old": old})
 
 
 def test_table_of_boxes(results):
@@ -66,9 +73,9 @@ def test_table_of_boxes(results):
 
 def test_json(results, tmp_path):
     path = tmp_path / "folder" / "results.json"
-    write_results_json(results, str(path), made_up_coco.SPLIT)
+    write_results_json(results, str(path), synthetic_coco.SPLIT)
     report = json.loads(path.read_text(), parse_constant=pytest.fail)
-    assert list(report) == ["box", "mask", "filled_box_mask", "classes"]
+    assert list(report) == ["box", "mask", "gt_box_mask", "filled_box_mask", "classes"]
     assert report["box"] == {
         "base": metrics(20.0),
         "novel": {**metrics(30.0), "APl": None},
@@ -82,9 +89,23 @@ def test_json(results, tmp_path):
         "per_class": {"ant": 4.5, "bee-eater": 5.5},
         "harmonic_mean": 54.6,
     }
+    assert report["gt_box_mask"] == {
+        "base": {"IoU": 73.0},
+        "novel": {"IoU": None},
+        "all": {"IoU": 71.0},
+        "per_class": {"ant": 72.5, "bee-eater": None},
+    }
     assert report["filled_box_mask"]["all"] == {m: None for m in METRICS}
     assert report["filled_box_mask"]["novel"] == metrics(80.0)
     assert report["classes"]["base"] == ["ant", "cat", "eel", "gnu"]
+
+
+def test_file_of_version_0_1_0(tmp_path):
+    numbers = {group: metrics(10.0) for group in ("base", "novel", "all")}
+    content = {"box": {**numbers, "per_class": {"ant": 1.0}}, "filled_box_mask": numbers}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    table = format_results_table(read_results_json(str(tmp_path / "results.json")))
+    assert cells(table, "mask AP50, box masks") == ["11.00"] * 3 and "ground-truth" not in table
 
 
 def test_json_of_boxes(results, tmp_path):

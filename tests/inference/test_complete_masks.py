@@ -1,26 +1,24 @@
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import small_model
-import torch
-from detectron2.structures import Boxes, Instances
 
-from contrastmask.data.coco_format import AnnotationFileError
-from contrastmask.data.shapes import SHAPE_CLASSES
-from contrastmask.inference import complete_masks
-from contrastmask.inference.journal import JournalError
+from contrastmask import Predictor
+from contrastmask.data import AnnotationFileError, ClassSplit
+from contrastmask.inference import complete_masks, read_masks
+from contrastmask.inference.complete_masks import MaskCompletion
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("complete")
-    small_model.write_data(folder)
+    small_model.write_odd_data(folder, num_images=6)
     opts = small_model.options(folder, "complete_masks")
-    cfg, model = small_model.write_weights(folder / "model.pth", opts)
-    return folder, cfg, model
+    return folder, Predictor(small_model.write_checkpoint(folder, opts))
 
 
 @pytest.fixture
@@ -35,13 +33,32 @@ def data(setting, tmp_path):
 @pytest.fixture
 def complete(setting, data):
     """Function: keyword arguments of `complete_masks`, which runs on `data`."""
-    _, cfg, model = setting
 
-    def run(output="out.json", model=model, class_names=SHAPE_CLASSES, **kwargs):
+    def run(output="out.json", **kwargs):
         files = [str(data / name) for name in ("boxes.json", "images", output)]
-        return complete_masks(cfg, model, *files, class_names, **{"batch_size": 1, **kwargs})
+        return complete_masks(setting[1], *files, **{"batch_size": 1, **kwargs})
 
     return run
+
+
+@pytest.fixture
+def stop_after(setting, monkeypatch):
+    """Function: number of images after which the model is interrupted -> list that counts them."""
+    model = setting[1].model
+
+    def stop(number):
+        seen = []
+
+        def forward(x):
+            if len(seen) + len(x) > number:
+                raise KeyboardInterrupt
+            seen.extend(x)
+            return type(model.backbone).forward(model.backbone, x)
+
+        monkeypatch.setattr(model.backbone, "forward", forward)
+        return seen
+
+    return stop
 
 
 def read(path):
@@ -54,133 +71,154 @@ def edit(path, change):
     path.write_text(json.dumps(content))
 
 
-def test_every_box_gets_a_mask_and_nothing_else_changes(data, complete):
+def boxes_only(content):
+    for x in content["annotations"]:
+        x.pop("segmentation", None)
+
+
+def test_every_box_gets_a_mask_and_nothing_else_changes(data, complete, setting):
+    def change(content):
+        content["info"] = {"é": [1.50, 1e3, 12345678901234567890, True, None, 0.1], "b": {}}
+        content["annotations"][0]["area"] = 7.0
+        content["annotations"][1]["attributes"] = {"occluded": False}
+
+    edit(data / "boxes.json", change)
     completion = complete()
     before, after = read(data / "boxes.json"), read(data / "out.json")
     assert list(before) == list(after)
-    assert {k: v for k, v in before.items() if k != "annotations"} == {
-        k: v for k, v in after.items() if k != "annotations"
-    }
-    num_new = 0
-    for old, new in zip(before["annotations"], after["annotations"], strict=True):
-        if "segmentation" in old or old["id"] in completion.empty:
-            assert list(old.items()) == list(new.items())
+    assert json.dumps({**before, "annotations": 0}) == json.dumps({**after, "annotations": 0})
+    sizes = {x["id"]: [x["height"], x["width"]] for x in before["images"]}
+    for index, (old, new) in enumerate(
+        zip(before["annotations"], after["annotations"], strict=True)
+    ):
+        if "segmentation" in old or index in completion.empty:
+            assert json.dumps(old) == json.dumps(new)
             continue
-        num_new += 1
         segmentation, score = new.pop("segmentation"), new.pop("mask_score")
-        assert new == old
-        assert completion.masks[old["id"]] == segmentation
+        assert json.dumps(new) == json.dumps(old)
+        assert completion.predicted[index] == segmentation
+        assert segmentation["size"] == sizes[old["image_id"]]
         assert 0.5 <= score <= 1 and isinstance(segmentation["counts"], str)
         x, y, w, h = old["bbox"]
         outside = mask_util.decode(segmentation)
         assert outside.any()
         outside[y : y + h, x : x + w] = 0
         assert not outside.any()
-    assert num_new == len(completion.masks) > 3 and completion.num_kept > 3
+    assert len(completion.predicted) > 3 and completion.num_kept > 3
     assert sorted(p.name for p in data.iterdir()) == ["boxes.json", "images", "out.json"]
 
 
-def test_masks_are_those_of_the_boxes_of_the_model(data, complete, setting):
-    """The same through Detectron2's own post-processing, without resizing of the image."""
-    _, cfg, model = setting
-    masks = complete().masks
+def test_masks_are_those_of_the_predictor(data, complete, setting):
+    predictor = setting[1]
+    predicted = complete().predicted
     content = read(data / "boxes.json")
-    record = content["images"][0]
-    boxes = [x for x in content["annotations"] if x["image_id"] == record["id"]]
-    from detectron2.data.detection_utils import read_image
-
-    image = read_image(str(data / "images" / record["file_name"]), cfg.INPUT.FORMAT)
-    instances = Instances(image.shape[:2])
-    xywh = torch.tensor([x["bbox"] for x in boxes]).float()
-    instances.pred_boxes = Boxes(torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1))
-    instances.pred_classes = torch.tensor([x["category_id"] - 1 for x in boxes])
-    inputs = {"image": torch.from_numpy(image.transpose(2, 0, 1).copy())}
-    with torch.no_grad():
-        (output,) = model.inference([inputs], [instances])
-    compared = 0
-    for x, expected in zip(boxes, output["instances"].pred_masks.numpy()):
-        if x["id"] in masks:
-            found = mask_util.decode(masks[x["id"]])
-            assert (found == expected).mean() > 0.999
-            compared += 1
-    assert compared
+    names = {x["id"]: x["name"] for x in content["categories"]}
+    files = {x["id"]: x["file_name"] for x in content["images"]}
+    for index, mask in predicted.items():
+        x = content["annotations"][index]
+        left, top, width, height = x["bbox"]
+        box = [left, top, left + width, top + height]
+        image = str(data / "images" / files[x["image_id"]])
+        (expected,) = predictor.masks_for_boxes(image, [box], names[x["category_id"]])
+        # One box or several at once differ by rounding.
+        assert mask_util.iou([mask], [expected.mask], [0])[0, 0] > 0.98
 
 
-def test_byte_order_mark_spaces_and_number_formats_stay(data, complete):
-    text = (data / "boxes.json").read_text().replace('"iscrowd": 0', '"iscrowd" :0, "w": 1.50e1')
-    text = text.replace("[{", "[\r\n{ ", 1)
-    (data / "boxes.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    completion = complete(replace=True)
-    after = (data / "out.json").read_bytes().decode("utf-8-sig")
-    assert (data / "out.json").read_bytes()[:3] == b"\xef\xbb\xbf"
-    assert after.count("1.50e1") == text.count("1.50e1") and after.count("[\r\n{ ") == 1
-    assert completion.num_kept == 0 and len(completion.masks) > 10
+def test_byte_order_mark(data, complete):
+    expected = complete("plain.json").predicted
+    text = (data / "boxes.json").read_bytes()
+    (data / "boxes.json").write_bytes(b"\xef\xbb\xbf" + text)
+    assert complete().predicted == expected
 
 
-def test_what_counts_as_box_only(data, complete):
-    kinds = [None, [], [[1, 2, 3, 4]], {"size": [64, 64], "counts": [64 * 64]}]
+def test_what_is_box_only(data, complete, caplog):
+    """A segmentation that draws something is never overwritten, usable or not."""
+    height, width = 64, 44
+    pixel = mask_util.encode(np.zeros((height, width), np.uint8, order="F"))
+    nothing = [
+        None,
+        [],
+        {},
+        [[]],
+        {"size": [height, width], "counts": [height * width]},
+        {"size": [height, width], "counts": pixel["counts"].decode()},
+    ]
+    drawn = [[[1, 2, 3, 4]], [[], [1.0, 2.0]], [[70.0, 2, 80, 2, 80, 9]]]
 
     def change(content):
-        chosen = [x for x in content["annotations"] if "segmentation" in x][:6]
-        for x, segmentation in zip(chosen, kinds):
-            x["segmentation"] = segmentation
-        chosen[4]["iscrowd"] = 1
-        chosen[5]["bbox"][2] = 0
-        content["changed"] = [x["id"] for x in chosen]
+        image = next(x for x in content["images"] if x["height"] == height)
+        first = content["annotations"][0]
+        box = {"image_id": image["id"], "category_id": first["category_id"], "bbox": [3, 4, 20, 30]}
+        content["annotations"] = [
+            {**box, "id": 40 - 3 * i, "segmentation": x} for i, x in enumerate(nothing + drawn)
+        ]
+        rest = [{"iscrowd": 1}, {"ignore": 1}, {"bbox": [5, 5, 0, 9]}, {}]
+        content["annotations"] += [{**box, "id": 50 + i, **x} for i, x in enumerate(rest)]
 
     edit(data / "boxes.json", change)
     completion = complete()
-    changed = read(data / "out.json")["changed"]
-    assert set(changed[:4]) <= set(completion.masks) | set(completion.empty)
-    assert not set(changed[4:]) & set(completion.masks)
-    assert completion.num_left_out == 2
+    assert sorted([*completion.predicted, *completion.empty]) == [0, 1, 2, 3, 4, 5, 12]
+    assert completion.not_understood == [6, 7, 8] and completion.num_left_out == 3
+    assert "22, 19, 16" in caplog.text and "--all" in caplog.text
+    before, after = (read(data / x)["annotations"] for x in ("boxes.json", "out.json"))
+    assert before[6:12] == after[6:12]
+    completion = complete(replace=True)
+    assert sorted([*completion.predicted, *completion.empty]) == [*range(9), 12]
 
 
-class StopsAfter(torch.nn.Module):
-    """The model until `number` images have been seen."""
-
-    def __init__(self, model, number):
-        super().__init__()
-        self.model, self.number, self.seen = model, number, 0
-
-    def state_dict(self):
-        return self.model.state_dict()
-
-    def inference(self, inputs, **kwargs):
-        if self.seen + len(inputs) > self.number:
-            raise KeyboardInterrupt
-        self.seen += len(inputs)
-        return self.model.inference(inputs, **kwargs)
+def test_all_replaces_masks(data, complete):
+    kept = complete().num_kept
+    completion = complete(replace=True)
+    assert completion.num_kept == 0 and kept > 3
+    before, after = (read(data / x)["annotations"] for x in ("boxes.json", "out.json"))
+    replaced = [
+        i for i, x in enumerate(before) if "segmentation" in x and i in completion.predicted
+    ]
+    assert replaced and all(before[i]["segmentation"] != after[i]["segmentation"] for i in replaced)
 
 
-def test_an_interrupted_run_goes_on(data, complete, setting):
-    model = setting[2]
+def test_empty_masks_stay_box_only(data, complete, setting, monkeypatch, caplog):
+    head = setting[1].model.roi_heads.mask_head
+    forward = head.forward
+    monkeypatch.setattr(head, "forward", lambda *args: forward(*args) - 100)
+    edit(data / "boxes.json", boxes_only)
+    completion = complete()
+    before, after = (read(data / x)["annotations"] for x in ("boxes.json", "out.json"))
+    assert before == after and not completion.predicted
+    assert completion.empty == list(range(len(before)))
+    assert f"{before[0]['id']}, {before[1]['id']}" in caplog.text
+
+
+def test_an_interrupted_run_goes_on(data, complete, stop_after):
+    edit(data / "boxes.json", boxes_only)
     complete("whole.json")
+    stop_after(2)
     with pytest.raises(KeyboardInterrupt):
-        complete(model=StopsAfter(model, 2))
+        complete()
     assert not (data / "out.json").exists()
-    journal = data / "out.json.journal"
-    content = journal.read_bytes()
-    journal.write_bytes(content[:-20])  # as if the power had gone while the last line was written
-    counting = StopsAfter(model, 100)
-    complete(model=counting)
-    num_images = len({x["image_id"] for x in read(data / "boxes.json")["annotations"]})
-    assert 2 <= counting.seen < num_images + 1 and counting.seen <= num_images - 1
+    partial = data / "out.json.partial.jsonl"
+    content = partial.read_bytes()
+    partial.write_bytes(content[:-20])  # as if the power had gone while the last line was written
+    seen = stop_after(100)
+    complete()
+    assert len(seen) == 5  # of 6, one of the first two was complete
     assert (data / "out.json").read_bytes() == (data / "whole.json").read_bytes()
-    assert not journal.exists()
+    assert not partial.exists()
 
 
-def test_journal_of_another_run(data, complete, setting):
+def test_partial_results_of_another_run(data, complete, stop_after):
+    stop_after(2)
     with pytest.raises(KeyboardInterrupt):
-        complete(model=StopsAfter(setting[2], 2))
-    with pytest.raises(JournalError, match="choice of annotations"):
+        complete()
+    with pytest.raises(ValueError, match="out.json.partial.jsonl.* choice of annotations"):
         complete(replace=True)
     edit(data / "boxes.json", lambda content: content.update(info="changed"))
-    with pytest.raises(JournalError, match="annotation file"):
+    with pytest.raises(ValueError, match="out.json.partial.jsonl.* annotation file"):
         complete()
 
 
 def test_unreadable_images_are_skipped_and_done_later(data, complete):
+    edit(data / "boxes.json", boxes_only)
     complete("whole.json")
     images = sorted((data / "images").iterdir())
     whole = [images[0].read_bytes(), images[1].read_bytes()]
@@ -188,7 +226,7 @@ def test_unreadable_images_are_skipped_and_done_later(data, complete):
     images[1].write_bytes(whole[1][:100])
     completion = complete(batch_size=2)
     assert {name for name, _ in completion.unreadable} == {str(x) for x in images[:2]}
-    assert completion.masks
+    assert completion.predicted
     for path, content in zip(images, whole):
         path.write_bytes(content)
     assert not complete(batch_size=2).unreadable
@@ -199,57 +237,98 @@ def test_unreadable_images_are_skipped_and_done_later(data, complete):
 
 
 def test_image_of_another_size(data, complete):
-    def change(content):
-        content["images"][0]["height"] += 1
-        for x in content["annotations"]:
-            if x["image_id"] == content["images"][0]["id"]:
-                x.pop("segmentation", None)
-
-    edit(data / "boxes.json", change)
+    edit(data / "boxes.json", boxes_only)
+    image = data / "images" / "1.png"
+    cv2.imwrite(str(image), cv2.imread(str(image)).transpose(1, 0, 2))
     ((name, problem),) = complete().unreadable
-    assert "size" in problem.lower() or "mismatch" in problem.lower()
+    assert name == str(image) and "(40, 64)" in problem and "(64, 40)" in problem
 
 
 def test_batches_give_the_same_masks(complete):
-    one, three = complete().masks, complete(batch_size=3, num_workers=1).masks
+    one, three = complete().predicted, complete(batch_size=3, num_workers=1).predicted
     assert one.keys() == three.keys()
     for key in one:
         assert mask_util.iou([one[key]], [three[key]], [0])[0, 0] > 0.98
 
 
 def test_mistakes(data, complete, setting):
-    with pytest.raises(AnnotationFileError, match="know the categories star, zigzag"):
-        complete(class_names=SHAPE_CLASSES[:-4] + ("a", "b", "triangle", "c"))
+    def rename(content):
+        for x in content["categories"]:
+            x["name"] = "une" + x["name"] if x["name"] in ("star", "zigzag") else x["name"]
+
     with pytest.raises(ValueError, match="annotation file itself"):
         complete("boxes.json")
+    edit(data / "boxes.json", lambda x: (boxes_only(x), rename(x)))
+    names = {x["category_id"] for x in read(data / "boxes.json")["annotations"]}
+    unknown = [f"une{x}" for x in ("star", "zigzag") if small_model.IDS[x] in names]
+    with pytest.raises(AnnotationFileError, match=f"know the categories {', '.join(unknown)};"):
+        complete()
     shutil.rmtree(data / "images")
     with pytest.raises(ValueError, match="images' does not exist"):
         complete()
 
 
 def test_classes_are_matched_by_name(data, complete):
-    """With other category ids, and with the classes of the file in another order."""
-    first = complete("first.json").masks
+    """With other category ids, which put the classes of the file into another order."""
+    first = complete("first.json").predicted
 
     def change(content):
         for x in content["categories"]:
-            x["id"] = 100 - 3 * x["id"]
+            x["id"] = 5 * x["id"] % 61
         for x in content["annotations"]:
-            x["category_id"] = 100 - 3 * x["category_id"]
+            x["category_id"] = 5 * x["category_id"] % 61
 
     edit(data / "boxes.json", change)
-    assert complete().masks == first
+    assert complete().predicted == first
 
 
-def test_scores_and_empty_masks():
-    from contrastmask.inference.box_masks import _to_box_masks
+SPLIT = ClassSplit(("cat", "dog", "eel"), base=(1,), novel=(0,))
 
-    probabilities = torch.zeros(2, 4, 4)
-    probabilities[0, :2] = 0.75
-    probabilities[0, 2:] = 0.25
-    boxes = torch.tensor([[2.0, 2.0, 10.0, 10.0], [0.0, 0.0, 5.0, 5.0]])
-    top, nothing = _to_box_masks(probabilities, boxes, (20, 30))
-    assert top.score == 0.75 and nothing == (None, 0.0)
-    mask = mask_util.decode(top.segmentation)
-    assert mask.shape == (20, 30) and np.array_equal(np.unique(mask.nonzero()[1]), range(2, 10))
-    assert mask[2:6].any() and not mask[7:].any()
+
+def rle(x0, x1, height=10, width=20):
+    mask = np.zeros((height, width), np.uint8, order="F")
+    mask[2:6, x0:x1] = 1
+    encoded = mask_util.encode(mask)
+    return {"size": [height, width], "counts": encoded["counts"].decode()}
+
+
+@pytest.fixture
+def true_masks(tmp_path):
+    classes = ((11, 5), (12, 5), (13, 9), (14, 11), (15, 5))
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": c, "bbox": [2, 2, 8, 8], "segmentation": rle(2, 10)}
+        for i, c in classes
+    ]
+    del annotations[4]["segmentation"]
+    categories = [{"id": 11, "name": "eel"}, {"id": 5, "name": "dog"}, {"id": 9, "name": "cat"}]
+    images = [{"id": 1, "file_name": "x", "height": 10, "width": 20}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "full.json").write_text(json.dumps(content))
+    return read_masks(str(tmp_path / "full.json"))
+
+
+def test_comparison(true_masks):
+    """Masks belong together by id, whatever the order of the files."""
+    completion = MaskCompletion([{"id": i} for i in (15, 14, 13, 12, 11, 99)])
+    completion.predicted = dict(
+        enumerate([rle(2, 10), rle(12, 14), rle(6, 10), rle(2, 6), rle(2, 10), rle(2, 4)])
+    )
+    table = completion.compare(true_masks, SPLIT)
+    rows = {x[1]: x[2:5] for x in (row.split("|") for row in table.splitlines()[2:-1])}
+    rows = {key.strip(): [float(x) for x in values] for key, values in rows.items()}
+    assert rows == {
+        "base": [2, 0.75, 0.5],
+        "novel": [1, 0.5, 0.5],
+        "unused": [1, 0, 0.5],
+        "all": [4, 0.5, 0.5],
+    }
+    assert table.splitlines()[-1].startswith("2 annotations have no mask")
+    completion.predicted, completion.empty = {4: rle(2, 10)}, [3]
+    assert "| base      |       2 |               0.500 |" in completion.compare(true_masks, SPLIT)
+
+
+def test_comparison_with_an_image_of_another_size(true_masks):
+    completion = MaskCompletion([{"id": 13}])
+    completion.predicted = {0: rle(2, 10, width=30)}
+    with pytest.raises(ValueError, match=r"13.*\[10, 30\].*\[10, 20\]"):
+        completion.compare(true_masks, SPLIT)

@@ -2,18 +2,17 @@ import pytest
 import small_model
 import torch
 
-from contrastmask.inference import predict
-from contrastmask.inference.enhanced_maps import adding_enhanced_maps, principal_maps
+from contrastmask import Predictor
+from contrastmask.inference.explanation_maps import adding_enhanced_maps, principal_maps
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("enhanced")
-    small_model.write_data(folder, num_images=2)
-    cfg, model = small_model.write_weights(
-        folder / "model.pth", small_model.options(folder, "enhanced_maps")
-    )
-    return cfg, model, {"file_name": str(folder / "train" / "000001.jpg")}
+    """Predictor, and an image that is not square."""
+    folder = tmp_path_factory.mktemp("explanation")
+    small_model.write_odd_data(folder, num_images=2)
+    path = small_model.write_checkpoint(folder, small_model.options(folder, "explanation"))
+    return Predictor(path), str(folder / "train" / "1.png")
 
 
 def test_principal_maps():
@@ -27,11 +26,12 @@ def test_principal_maps():
 
 
 def test_maps_belong_to_the_detections(setting):
-    cfg, model, record = setting
-    plain = predict(cfg, model, record)
+    predictor, image = setting
+    model = predictor.model
+    plain = predictor(image)
     model.roi_heads.test_rois_per_chunk = 2  # the heads run several times
     with adding_enhanced_maps(model):
-        twice = [predict(cfg, model, record) for _ in range(2)]
+        twice = predictor([image, image])
     for instances in twice:
         assert len(instances) == len(plain) > 2
         assert instances.enhanced_maps.shape == (len(plain), 14, 14)
@@ -42,4 +42,4 @@ def test_maps_belong_to_the_detections(setting):
         centered = small - small.mean(dim=(1, 2), keepdim=True)
         assert ((instances.enhanced_maps * centered).sum(dim=(1, 2)) >= -1e-4).all()
     assert torch.equal(twice[0].enhanced_maps, twice[1].enhanced_maps)
-    assert not predict(cfg, model, record).has("enhanced_maps")
+    assert not predictor(image).has("enhanced_maps")

@@ -1,7 +1,6 @@
-"""A small COCO dataset and detections on it, made up from a seed."""
+"""A small synthetic COCO dataset and detections on it, from a seed."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -9,13 +8,13 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
+from contrastmask.data import ClassSplit
+
 CLASS_NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
-CATEGORY_IDS = [2, 3, 5, 8, 13, 21, 34, 55]
+CATEGORY_IDS = [13, 3, 55, 2, 34, 5, 21, 8]  # neither ascending nor their own inverse
 CLASS_WITHOUT_GROUND_TRUTH = 6
 CLASS_WITHOUT_DETECTIONS = 7
-SPLIT = SimpleNamespace(
-    class_names=tuple(CLASS_NAMES), base=(0, 2, 4, 6), novel=(1, 3, 7)
-)  # class 5 is in neither
+SPLIT = ClassSplit(tuple(CLASS_NAMES), base=(0, 2, 4, 6), novel=(1, 3, 7))  # 5 is in neither
 
 
 def make_dataset(seed=0, num_images=30):
