@@ -11,6 +11,7 @@ from detectron2.structures import BoxMode
 from .annotation_geometry import check_geometry
 from .masks import (
     MIN_NUMBERS,
+    SegmentationError,
     check_polygons,
     compressed_rle,
     has_hole,
@@ -221,8 +222,8 @@ class AnnotationReader:
             return None
         try:
             mask, repairs = parse_segmentation(entry.get("segmentation"))
-        except ValueError as error:
-            self._report.error(str(error), where, short(entry["segmentation"]))
+        except SegmentationError as error:
+            self._refuse_mask(error, where, entry)
             return None
         for what in repairs:
             self._report.repaired(what, where)
@@ -301,8 +302,8 @@ class AnnotationReader:
             elif x.mask is not None:
                 try:
                     rle = compressed_rle(x.mask, *self._size(x))
-                except ValueError as error:
-                    masks[k] = self._refuse_mask(x, str(error))
+                except SegmentationError as error:
+                    masks[k] = self._refuse_mask(error, x.where, x.original)
                     continue
                 if rle is not None:
                     left, top, width, height = mask_util.toBbox(rle).tolist()
@@ -311,8 +312,9 @@ class AnnotationReader:
             self._check_polygons(parsed, with_polygons[start : start + _CHECK_BATCH], masks)
         return masks
 
-    def _refuse_mask(self, x: _Annotation, reason: str) -> _Mask:
-        self._report.error(reason, x.where, short(x.original["segmentation"]))
+    def _refuse_mask(self, error: SegmentationError, where: str, entry: dict) -> _Mask:
+        value = entry["segmentation"] if error.value is None else error.value
+        self._report.error(str(error), where, short(value))
         return _Mask(is_faulty=True)
 
     def _check_polygons(self, parsed: List[_Annotation], which: List[int], masks: list) -> None:
@@ -321,8 +323,8 @@ class AnnotationReader:
         for k in which:
             try:
                 found = self._numeric_polygons(parsed[k])
-            except ValueError as error:
-                masks[k] = self._refuse_mask(parsed[k], str(error))
+            except SegmentationError as error:
+                masks[k] = self._refuse_mask(error, parsed[k].where, parsed[k].original)
                 continue
             polygons += found
             owners += [k] * len(found)
@@ -342,11 +344,14 @@ class AnnotationReader:
         )
         for k, group in groupby(range(len(owners)), key=owners.__getitem__):
             own = list(group)
+            reason = ""
             if k in far_owners:
                 reason = f"a polygon has values that are no pixels, or beyond {MAX_COORDINATE}"
-                masks[k] = self._refuse_mask(parsed[k], reason)
             elif too_long[own].any():
-                masks[k] = self._refuse_mask(parsed[k], "the outline of a polygon is too long")
+                reason = "the outline of a polygon is too long"
+            if reason:
+                error = SegmentationError(reason)
+                masks[k] = self._refuse_mask(error, parsed[k].where, parsed[k].original)
             else:
                 kept = [i for i in own if usable[i]]
                 drawn = extents[kept or own]
@@ -379,7 +384,7 @@ class AnnotationReader:
     def _numeric_polygons(self, x: _Annotation) -> List[list]:
         """
         Raises:
-            ValueError: for values that are no coordinates.
+            SegmentationError: for values that are no coordinates.
         """
         try:
             # Fails for text, null and lists among the numbers.

@@ -154,19 +154,19 @@ def _read_registered(name, json_file, image_root, options) -> Annotations:
         )
     stat = os.stat(json_file) if os.path.isfile(json_file) else None
     identity = json_file, image_root, options, stat and (stat.st_size, stat.st_mtime_ns)
-    known = _read.get(name)
-    if known is None or known[0] != identity:
+    metadata = MetadataCatalog.get(name)
+    known_identity, annotations = _read.get(name, (None, None))
+    if known_identity != identity:
         annotations = read_annotations(json_file, image_root, options=options)
         log_reading(annotations)
-        known = _read[name] = (identity, annotations)
-        metadata = MetadataCatalog.get(name)
+        _read[name] = identity, annotations
         for key in ("thing_classes", "thing_dataset_id_to_contiguous_id", "mask_counts"):
-            metadata.__dict__.pop(key, None)
-        metadata.thing_classes = annotations.class_names
-        metadata.thing_dataset_id_to_contiguous_id = {
-            category_id: i for i, category_id in enumerate(annotations.category_ids)
-        }
-    return known[1]
+            metadata.__dict__.pop(key, None)  # a value that is set cannot be changed
+    metadata.thing_classes = annotations.class_names
+    metadata.thing_dataset_id_to_contiguous_id = {
+        category_id: i for i, category_id in enumerate(annotations.category_ids)
+    }
+    return annotations
 
 
 # -- classes --------------------------------------------------------------------------------------

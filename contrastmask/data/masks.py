@@ -11,6 +11,7 @@ import pycocotools.mask as mask_util
 
 __all__ = [
     "ParsedMask",
+    "SegmentationError",
     "check_polygons",
     "has_hole",
     "MIN_NUMBERS",
@@ -35,6 +36,18 @@ _OUTLINE_LIMIT = 100_000
 _OUTLINE_LIMIT_PER_PIXEL = 4
 _MAX_OUTLINE = 10_000_000
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
+
+
+class SegmentationError(ValueError):
+    """A `segmentation` that is not understood.
+
+    Attributes:
+        value: what is wrong in it; None for all of it.
+    """
+
+    def __init__(self, reason: str, value=None):
+        super().__init__(reason)
+        self.value = value
 
 
 class ParsedMask(NamedTuple):
@@ -92,7 +105,7 @@ def parse_segmentation(segmentation) -> ParsedMask:
         ParsedMask: coordinates and run lengths are numbers, but not checked any further.
 
     Raises:
-        ValueError: if it is neither empty nor understood.
+        SegmentationError: if it is neither empty nor understood.
     """
     if is_nothing(segmentation):
         return ParsedMask(None)
@@ -103,7 +116,7 @@ def parse_segmentation(segmentation) -> ParsedMask:
         try:
             segmentation = json.loads(segmentation)
         except ValueError:
-            raise ValueError("its segmentation is text") from None
+            raise SegmentationError("its segmentation is text") from None
         repairs.add("segmentation written as text")
         if is_nothing(segmentation):
             return ParsedMask(None)
@@ -112,7 +125,7 @@ def parse_segmentation(segmentation) -> ParsedMask:
     elif isinstance(segmentation, list):
         mask = _parse_list(segmentation, repairs)
     else:
-        raise ValueError(f"its segmentation is a {type(segmentation).__name__}")
+        raise SegmentationError(f"its segmentation is a {type(segmentation).__name__}")
     return ParsedMask(mask, tuple(sorted(repairs)))
 
 
@@ -130,11 +143,11 @@ def _parse_list(values, repairs):
         repairs.add("RLE in a list")
         masks = [_parse_rle(x, repairs) for x in parts if isinstance(x, dict)]
         if len(masks) < len(parts):
-            raise ValueError("its segmentation is a list of RLEs and of something else")
+            raise SegmentationError("its segmentation is a list of RLEs and of something else")
         return masks[0] if len(masks) == 1 else {"union": masks}
     polygons = _polygons(values, repairs)
     if any(len(p) % 2 for p in polygons):
-        raise ValueError("a polygon has an odd number of values")
+        raise SegmentationError("a polygon has an odd number of values")
     return polygons
 
 
@@ -143,7 +156,7 @@ def parse_polygons(segmentation: list) -> ParsedMask:
     As :func:`parse_segmentation`, for a list that looked usual and holds something else deeper.
 
     Raises:
-        ValueError: if it is not understood.
+        SegmentationError: if it is not understood.
     """
     repairs = set()
     return ParsedMask(_parse_list(segmentation, repairs), tuple(sorted(repairs)))
@@ -152,7 +165,7 @@ def parse_polygons(segmentation: list) -> ParsedMask:
 def _polygons(values, repairs) -> List[list]:
     """Polygons in nested lists; a list of numbers, of pairs, or of single pairs is one polygon."""
     if not isinstance(values, list):
-        raise ValueError("its polygons must be lists [x, y, x, y, ...] of numbers")
+        raise SegmentationError("its polygons must be lists [x, y, x, y, ...] of numbers")
     if not any(isinstance(x, (list, dict)) for x in values):
         repairs.add("one polygon as a flat list")
         return [_coordinates(values, repairs)]
@@ -184,7 +197,9 @@ def _coordinates(values, repairs) -> list:
     numbers = [parse_number(x) if type(x) is not bool else None for x in values]
     if None in numbers:
         bad = values[numbers.index(None)]
-        raise ValueError(f"a polygon must be numbers of pixels, not {bad!r}")
+        raise SegmentationError(
+            "a polygon must be numbers of pixels", "null" if bad is None else bad
+        )
     if any(isinstance(x, str) for x in values):
         repairs.add("numbers as text")
     return numbers
@@ -196,22 +211,22 @@ def _parse_rle(rle, repairs):
         return None
     if "counts" not in rle:
         known = ", ".join(map(str, list(rle)[:5]))
-        raise ValueError(f"its segmentation is an object with the keys {known}, not an RLE")
+        raise SegmentationError(f"its segmentation is an object with the keys {known}, not an RLE")
     if isinstance(counts, str) and counts[:2] in ("b'", 'b"'):
         try:
             counts = ast.literal_eval(counts).decode("ascii")
         except (SyntaxError, ValueError):
-            raise ValueError("the compressed counts of its RLE are damaged") from None
+            raise SegmentationError("the compressed counts of its RLE are damaged") from None
         repairs.add("RLE counts as the text of bytes")
     if isinstance(counts, list):
         counts = _whole_numbers(counts, "the run lengths of its RLE", repairs)
     elif not isinstance(counts, str):
-        raise ValueError(f"the counts of its RLE are a {type(counts).__name__}")
+        raise SegmentationError(f"the counts of its RLE are a {type(counts).__name__}")
     if is_nothing(size):
         repairs.add("RLE without size")
         size = None
     elif not _is_list(size, 2):
-        raise ValueError("the size of its RLE must be [height, width]")
+        raise SegmentationError("the size of its RLE must be [height, width]")
     else:
         size = _whole_numbers(size, "the size of its RLE", repairs)
     return {"size": size, "counts": counts}
@@ -222,7 +237,7 @@ def _whole_numbers(values, what, repairs) -> List[int]:
         return values
     numbers = [parse_number(x) for x in values]
     if any(x is None or x != int(x) for x in numbers):
-        raise ValueError(f"{what} are not whole numbers")
+        raise SegmentationError(f"{what} are not whole numbers")
     repairs.add(
         "numbers as text" if any(isinstance(x, str) for x in values) else "whole numbers as floats"
     )
@@ -239,13 +254,13 @@ def rle_run_lengths(rle: dict) -> np.ndarray:
         array: int64.
 
     Raises:
-        ValueError: if the counts are malformed.
+        SegmentationError: if the counts are malformed.
     """
     counts = rle["counts"]
     if isinstance(counts, list):
         runs = np.asarray(counts)
         if runs.ndim != 1 or (runs.size and runs.dtype.kind not in "iu"):
-            raise ValueError("the run lengths of its RLE are not whole numbers")
+            raise SegmentationError("the run lengths of its RLE are not whole numbers")
         return runs.astype(np.int64)
     if isinstance(counts, str):
         counts = counts.encode("utf-8")
@@ -255,12 +270,12 @@ def rle_run_lengths(rle: dict) -> np.ndarray:
         return symbols
     continues = (symbols & 0x20) != 0
     if symbols.min() < 0 or symbols.max() > 63 or continues[-1]:
-        raise ValueError("the compressed counts of its RLE are damaged")
+        raise SegmentationError("the compressed counts of its RLE are damaged")
     ends = np.flatnonzero(~continues)
     starts = np.concatenate([[0], ends[:-1] + 1])
     length = ends - starts + 1
     if length.max() > 7:
-        raise ValueError("the compressed counts of its RLE are damaged")
+        raise SegmentationError("the compressed counts of its RLE are damaged")
     place = np.arange(symbols.size) - np.repeat(starts, length)
     values = np.add.reduceat((symbols & 0x1F) << (5 * place), starts)
     negative = (symbols[ends] & 0x10) != 0
@@ -281,7 +296,7 @@ def compressed_rle(rle: dict, height: int, width: int) -> Optional[dict]:
         dict or None: compressed RLE with "counts" as str or bytes; None if it has no foreground.
 
     Raises:
-        ValueError: if it is damaged or has not the size of the image.
+        SegmentationError: if it is damaged or has not the size of the image.
     """
     if "union" in rle:
         parts = [compressed_rle(x, height, width) for x in rle["union"] if x is not None]
@@ -289,13 +304,13 @@ def compressed_rle(rle: dict, height: int, width: int) -> Optional[dict]:
         return mask_util.merge(parts) if parts else None
     size = [height, width]
     if rle["size"] not in (None, size):
-        raise ValueError(
-            f"the size (height, width) of its RLE is {rle['size']}, that of its image {size}"
+        raise SegmentationError(
+            f"the size (height, width) of its RLE is not that of its image, {size}", rle["size"]
         )
     runs = rle_run_lengths(rle)
     num_pixels = height * width
     if runs.size and (runs.min() < 0 or runs.max() > num_pixels or runs.sum() != num_pixels):
-        raise ValueError("the run lengths of its RLE do not add up to the size of its image")
+        raise SegmentationError("the run lengths of its RLE do not add up to the size of its image")
     if not runs[1::2].any():
         return None
     rle = {"size": size, "counts": rle["counts"]}

@@ -188,7 +188,7 @@ REPAIRED = {
         one("annotations", 0, segmentation=[[str(x) for x in TRIANGLE]]), "numbers as text", 1,
     ),
     "some coordinates as text": (
-        one("annotations", 0, segmentation=[[*TRIANGLE[:5], str(TRIANGLE[5])]]), "numbers as text", 1,
+        one("annotations", 0, segmentation=[[*TRIANGLE[:5], str(TRIANGLE[5])]]), "as text", 1,
     ),
     "box as text": (one("annotations", 4, bbox=["1", "2.0", 9.5, "20"]), "numbers as text", 1),
     "box missing": (
@@ -214,7 +214,7 @@ REPAIRED = {
         each("annotations", image_id=lambda x: float(x["image_id"])), "'image_id' as text", 5,
     ),
     "category ids as text in annotations": (
-        each("annotations", category_id=lambda x: str(x["category_id"])), "'category_id' as text", 5,
+        each("annotations", category_id=lambda x: str(x["category_id"])), "'category_id'", 5,
     ),
     "category ids as text": (
         each("categories", id=lambda x: str(x["id"])), "category id as text", 3,
@@ -239,7 +239,9 @@ REPAIRED = {
     ),
     "Roboflow's root": (root_category("animals", "animals"), "Roboflow", 1),
     "Roboflow's root with the name of a class": (root_category("eel", "eel"), "Roboflow", 1),
-    "backslashes": (each("images", file_name=lambda x: "C:\\a b\\" + x["file_name"]), "last part", 2),
+    "backslashes": (
+        each("images", file_name=lambda x: "C:\\a b\\" + x["file_name"]), "last part", 2,
+    ),
     "URL escapes": (one("images", 0, file_name="b%20%C3%A9.png"), "URL escapes", 1),
     "another case": (one("images", 1, file_name="A.PNG"), "last part", 1),
     "an absolute folder": (one("images", 1, file_name="/home/me/data/a.png"), "last part", 1),

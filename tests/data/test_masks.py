@@ -5,6 +5,7 @@ import pycocotools.mask as mask_util
 import pytest
 
 from contrastmask.data.masks import (
+    SegmentationError,
     check_polygons,
     compressed_rle,
     has_hole,
@@ -89,11 +90,11 @@ def test_several_rles_are_one_mask():
         ("a text", "is text"),
         (True, "is a bool"),
         (7, "is a int"),
-        ([[1, 2, 3, 4, 5, "x"]], "'x'"),
-        ([1, 2, 3, 4, 5, None], "None"),
+        ([[1, 2, 3, 4, 5, "x"]], "x"),
+        ([1, 2, 3, 4, 5, None], "null"),
         ([[1, 2, 3, 4, 5, NAN]], "nan"),
         ([[1, 2, 3, 4, 5, 6, True]], "True"),
-        ([["a", 2, 3, 4, 5, 6, 7]], "'a'"),
+        ([["a", 2, 3, 4, 5, 6, 7]], "a"),
         ([[1.5, 2, 3, 4, 5, "6", 7]], "odd"),
         ([TRIANGLE, RUNS], "RLEs and of something else"),
         ({"all_points_x": [1, 2], "all_points_y": [3, 4]}, "all_points_x"),
@@ -105,15 +106,16 @@ def test_several_rles_are_one_mask():
     ],
 )
 def test_what_is_not_understood(given, reason):
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(SegmentationError) as raised:
         mask = parse_segmentation(given).mask
         parse_polygons(mask)  # what begins like usual polygons is looked at a second time
+    assert reason in str(raised.value) or reason == str(raised.value.value)
 
 
 @pytest.mark.parametrize(
     "rle, reason",
     [
-        ({"size": [4, 6], "counts": [7, 3, 14]}, r"\[4, 6\], that of its image \[6, 4\]"),
+        ({"size": [4, 6], "counts": [7, 3, 14]}, r"not that of its image, \[6, 4\]"),
         ({"size": None, "counts": [7, 3, 15]}, "add up"),
         ({"size": None, "counts": [7, -3, 20]}, "add up"),
         ({"size": [6, 4], "counts": "dP"}, "damaged"),
