@@ -157,12 +157,30 @@ def _add_dataset_config(cfg):
     # Datasets in COCO format to register under a name, each [name, annotation file, image folder].
     # The names can then be used in DATASETS.TRAIN and DATASETS.TEST.
     cfg.DATASETS.COCO_FORMAT = []
+    # Names of the model's classes, in the order of their ids. Empty: the classes of DATASETS.TRAIN.
+    # Classes of datasets are matched with these by name. Checkpoints carry this list.
+    cfg.DATASETS.CLASS_NAMES = []
+    # What "iscrowd" 1 means in files of COCO_FORMAT: "ignore" (COCO: regions that training leaves
+    # out, and in which the evaluation ignores detections) or "objects" (CVAT and V7 mark drawn
+    # masks in this way).
+    cfg.DATASETS.CROWDS = "ignore"
+    # What the four numbers of a box mean in files of COCO_FORMAT: "xywh" (COCO: left, top, width,
+    # height), "xyxy" (left, top, right, bottom) or "cxcywh" (center, width, height); in pixels.
+    cfg.DATASETS.BOX_FORMAT = "xywh"
+    # In files of COCO_FORMAT, take the box of every annotation that has a mask from the mask.
+    cfg.DATASETS.BOXES_FROM_MASKS = False
 
 
 def _add_input_config(cfg):
     # Library that resizes images, in training and at test time: "pil" (Detectron2's choice) or
     # "opencv" (the published models), whose bilinear interpolation does not smooth.
     cfg.INPUT.RESIZE_BACKEND = "pil"
+    # The two levels that are black and white in gray images of more than 8 bits, such as
+    # [0, 65535]. Empty: such images are refused, because Pillow would clip them.
+    cfg.INPUT.GRAY_RANGE = []
+    # Largest number of pixels of an image file. 0: Pillow's limit, 179 million, which guards
+    # against files that are made to fill the memory.
+    cfg.INPUT.MAX_IMAGE_PIXELS = 0
 
 
 def _add_model_config(cfg):

@@ -3,9 +3,12 @@
 import numpy as np
 import pycocotools.mask as mask_util
 
-from contrastmask.data.segmentation import rle_run_lengths
+from contrastmask.data.masks import rle_run_lengths
 
+# Of image 7. Image 3 is higher than wide.
 HEIGHT, WIDTH = 20, 30
+OTHER_HEIGHT, OTHER_WIDTH = 26, 18
+IMAGE_SIZES = {"b é.png": (HEIGHT, WIDTH), "a.png": (OTHER_HEIGHT, OTHER_WIDTH)}
 TRIANGLE = [2.0, 2.0, 12.0, 2.0, 12.0, 10.0]
 SQUARE = [3.0, 3.0, 9.0, 3.0, 9.0, 9.0, 3.0, 9.0]
 
@@ -36,12 +39,16 @@ def make_annotation(annotation_id, **changes):
 
 
 def make_content(annotations):
-    """Two images, ids 7 and 3; dog has category id 40 and cat 0."""
+    """Two images, ids 7 and 3; category ids of dog, cat and eel are 40, 0 and 7: none in order."""
     return {
         "images": [
             {"id": 7, "file_name": "b é.png", "height": HEIGHT, "width": WIDTH},
-            {"id": 3, "file_name": "a.png", "height": HEIGHT, "width": WIDTH},
+            {"id": 3, "file_name": "a.png", "height": OTHER_HEIGHT, "width": OTHER_WIDTH},
         ],
         "annotations": annotations,
-        "categories": [{"id": 40, "name": "dog"}, {"id": 0, "name": "cat"}],
+        "categories": [
+            {"id": 40, "name": "dog"},
+            {"id": 0, "name": "cat"},
+            {"id": 7, "name": "eel"},
+        ],
     }

@@ -11,6 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
+from detectron2.utils.logger import _LOG_COUNTER
 
 from contrastmask import add_contrastmask_config
 
@@ -71,6 +72,12 @@ def fill_parameters(fill):
 def seed():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def forget_messages():
+    """What is logged once in a process is logged once in every test."""
+    _LOG_COUNTER.clear()
 
 
 @pytest.fixture

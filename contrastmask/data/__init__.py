@@ -1,8 +1,16 @@
-"""Data: class splits, loading partially masked annotations, and the dataset mapper."""
+"""Data: reading partially masked annotations, the classes of a model, and the dataset mapper."""
 
-from .checks import check_num_classes, check_supervision
-from .class_split import ClassSplit, class_split_from_config, resolve_class_split
-from .coco_format import AnnotationFileError, load_partial_coco
+from .checks import check_all, check_classes, check_supervision
+from .class_split import ClassSplit, resolve_class_split
+from .coco_format import Annotations, read_annotations
 from .dataset_mapper import ContrastMaskDatasetMapper
-from .datasets import register_coco_format, register_datasets
+from .datasets import (
+    class_names_of,
+    model_class_names,
+    register_coco_format,
+    register_datasets,
+    training_records,
+)
+from .reading_report import AnnotationFileError
+from .supervision import class_split_from_config
 from .training_loader import TrainingLoader, build_training_loader

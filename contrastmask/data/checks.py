@@ -1,46 +1,76 @@
-"""Checks of the configuration against the data, for before training."""
+"""What can be known before training is said before training: config and data against each other."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import List, Optional, Sequence
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import log_first_n
 from tabulate import tabulate
 
-from .class_split import BASE_KEY, class_split_from_config
-from .supervision import MaskCounts, class_names_of, mask_counts_of
+from .class_split import ROLES
+from .coco_format import Annotations
+from .datasets import annotations_of, class_names_of, describe, model_class_names
+from .images import ImageFileError, read_header
+from .masks import has_usable_mask
+from .reading_report import names
+from .supervision import (
+    MaskCounts,
+    class_split_from_config,
+    mask_counts_of,
+    why_there_is_no_mask,
+)
 
-__all__ = ["check_num_classes", "check_supervision"]
+__all__ = ["check_classes", "check_image_files", "check_supervision", "check_test_data"]
 
-_NUM_NAMES = 10
+logger = logging.getLogger(__name__)
+
+_NUM_THREADS = 16  # which wait for disks
 
 
-def check_num_classes(cfg, dataset_names: Optional[Sequence[str]] = None) -> None:
-    """Raise ValueError unless NUM_CLASSES fits the datasets and these have the same classes.
+def check_classes(cfg, dataset_names: Optional[Sequence[str]] = None) -> None:
+    """Classes are matched by name. Log what only the model, or only a dataset, has.
 
     Args:
+        cfg (CfgNode):
         dataset_names: registered datasets; None for all of DATASETS.TRAIN and DATASETS.TEST.
+
+    Raises:
+        ValueError: if NUM_CLASSES is not the number of the model's classes, or a dataset has none
+            of them.
     """
+    model_names = model_class_names(cfg)
     num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if num_classes != len(model_names):
+        source = "DATASETS.CLASS_NAMES" if cfg.DATASETS.CLASS_NAMES else ""
+        source = source or " and ".join(map(describe, cfg.DATASETS.TRAIN))
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {source} has {len(model_names)} "
+            f"classes. Set MODEL.ROI_HEADS.NUM_CLASSES {len(model_names)}, or 0 to take it from "
+            "the data"
+        )
     if dataset_names is None:
         dataset_names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    first_names = None
     for dataset_name in dataset_names:
-        names = class_names_of(dataset_name)
-        if len(names) != num_classes:
+        own_names, dataset = class_names_of(dataset_name), describe(dataset_name)
+        unknown = [x for x in own_names if x not in model_names]
+        missing = [x for x in model_names if x not in own_names]
+        if len(unknown) == len(own_names):
             raise ValueError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but dataset "
-                f"{_describe(dataset_name)} has {len(names)} classes. Set "
-                f"MODEL.ROI_HEADS.NUM_CLASSES {len(names)}"
+                f"Dataset {dataset} has none of the model's classes. Its classes are "
+                f"{names(own_names)}; those of the model are {names(model_names)}"
             )
-        if first_names is None:
-            first_dataset, first_names = dataset_name, names
-        elif names != first_names:
-            index = next(i for i, (a, b) in enumerate(zip(names, first_names)) if a != b)
-            raise ValueError(
-                f"Class {index} is '{first_names[index]}' in dataset {_describe(first_dataset)} "
-                f"but '{names[index]}' in {_describe(dataset_name)}. Classes are numbered by "
-                "ascending category id; all datasets must agree"
+        if unknown:
+            _log_once(
+                logging.WARNING,
+                f"{dataset} has classes that the model does not have, which are left out: "
+                f"{names(unknown)}",
+            )
+        if missing:
+            _log_once(
+                logging.INFO,
+                f"{dataset} does not have these classes of the model: {names(missing)}",
             )
 
 
@@ -54,61 +84,163 @@ def check_supervision(cfg) -> None:
     datasets = list(cfg.DATASETS.TRAIN)
     if not datasets:
         raise ValueError("DATASETS.TRAIN names no dataset")
-    split = class_split_from_config(cfg, datasets[0])
-    counts = _sum_counts([mask_counts_of(name) for name in datasets])
-    described = ", ".join(_describe(name) for name in datasets)
+    split = class_split_from_config(cfg)
+    counts = _sum_counts(datasets, split.class_names)
+    described = " and ".join(describe(name) for name in datasets)
     if not any(counts.instances):
-        raise ValueError(f"DATASETS.TRAIN: {described} have no annotated instance")
-
+        num_crowds = sum(
+            bool(x.get("iscrowd", 0))
+            for name in datasets
+            for record in DatasetCatalog.get(name)
+            for x in record.get("annotations", ())
+        )
+        reason = f": all {num_crowds} annotations are crowds (iscrowd 1)" if num_crowds else ""
+        remedy = ". If these are objects, set DATASETS.CROWDS objects" if num_crowds else ""
+        raise ValueError(
+            f"DATASETS.TRAIN: {described} have no instance to learn from{reason}{remedy}"
+        )
     if cfg.MODEL.MASK_ON:
         if not any(counts.masks[i] for i in split.base):
+            others = [split.class_names[i] for i, n in enumerate(counts.masks) if n]
+            reason = (
+                f"{sum(counts.masks)} masks belong to {names(others)}"
+                if others
+                else why_there_is_no_mask(datasets)
+            )
             raise ValueError(
-                f"No instance of a base class has a mask in {described}. {BASE_KEY} stands for: "
-                f"{_shorten(split.base_names)}"
+                f"No instance of a base class has a mask in {described}: {reason}. "
+                f"DATASETS.BASE_CLASSES stands for {names(split.base_names)}"
             )
         rle_classes = [split.class_names[i] for i in split.base if counts.rle_masks[i]]
         if rle_classes and cfg.INPUT.MASK_FORMAT == "polygon":
             raise ValueError(
-                f"Some masks in {described} are RLEs (classes {_shorten(rle_classes)}), which "
+                f"Some masks in {described} are RLEs (classes {names(rle_classes)}), which "
                 "INPUT.MASK_FORMAT 'polygon' cannot take. Set INPUT.MASK_FORMAT bitmask"
             )
     without = [split.class_names[i] for i in split.base if not counts.masks[i]]
     if without:
-        log_first_n(
+        _log_once(
             logging.WARNING,
-            f"{len(without)} base classes have no mask in {described}: {_shorten(without)}",
-            name=__name__,
-            key="message",
+            f"{len(without)} base classes have no mask in {described}: {names(without)}",
         )
     rows = []
-    for role in ("base", "novel", "unused"):
-        ids = getattr(split, role)
+    for role in ROLES:
+        ids = split.with_role(role)
         rows.append([role, len(ids)])
         for numbers in (counts.instances, counts.masks):
             rows[-1].append(sum(numbers[i] for i in ids))
-        rows[-1].append(sum(counts.masks[i] for i in ids if i in split.base))
-    headers = ["role", "classes", "instances", "with a mask", "masks learnt from"]
-    log_first_n(
-        logging.INFO,
-        f"Supervision in {described}:\n" + tabulate(rows, headers=headers, tablefmt="pipe"),
-        name=__name__,
-        key="message",
-    )
+        rows[-1].append(sum(counts.masks[i] for i in ids if role == "base"))
+    headers = ["role", "classes", "instances", "with a mask", "masks learned from"]
+    table = tabulate(rows, headers=headers, tablefmt="pipe")
+    _log_once(logging.INFO, f"Supervision in {described}:\n{table}")
 
 
-def _sum_counts(counts: List[MaskCounts]) -> MaskCounts:
-    def total(field):
-        return tuple(map(sum, zip(*(getattr(c, field) for c in counts))))
+def check_test_data(cfg) -> None:
+    """Log what cannot be evaluated on DATASETS.TEST, and why.
 
-    return MaskCounts(total("instances"), total("masks"), total("rle_masks"))
+    Raises:
+        ValueError: if a dataset has annotations, and none of them counts.
+    """
+    for name in cfg.DATASETS.TEST:
+        annotations = [
+            x for record in DatasetCatalog.get(name) for x in record.get("annotations", ())
+        ]
+        objects = [x for x in annotations if not x.get("iscrowd", 0)]
+        if annotations and not objects:
+            raise ValueError(
+                f"{describe(name)} in DATASETS.TEST has no object to evaluate with: all "
+                f"{len(annotations)} annotations are crowds (iscrowd 1). CVAT and V7 mark drawn "
+                "masks in this way: if these are objects, set DATASETS.CROWDS objects"
+            )
+        if not cfg.MODEL.MASK_ON or not objects:
+            continue
+        if not any(has_usable_mask(x.get("segmentation")) for x in objects):
+            _log_once(
+                logging.WARNING,
+                f"Masks cannot be evaluated on {describe(name)}, only boxes: "
+                f"{why_there_is_no_mask([name])}",
+            )
 
 
-def _describe(dataset_name: str) -> str:
-    json_file = MetadataCatalog.get(dataset_name).get("json_file")
-    # tools/inspect_dataset.py has no other name than the path.
-    has_path = json_file not in (None, dataset_name)
-    return f"'{dataset_name}' ({json_file})" if has_path else f"'{dataset_name}'"
+def check_image_files(annotations: Annotations, gray_range: Sequence[float] = ()) -> List[dict]:
+    """Compare the headers of all image files with the annotation file.
+
+    Args:
+        annotations: what was read. Findings go to its report.
+        gray_range: see ``INPUT.GRAY_RANGE``.
+
+    Returns:
+        list[dict]: the records whose image can be used.
+
+    Raises:
+        AnnotationFileError: for an image that cannot be used, if the report raises errors.
+    """
+    report, usable = annotations.report, []
+    files = list(dict.fromkeys(x["file_name"] for x in annotations.records))
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        headers = dict(zip(files, pool.map(partial(_header_or_error, bool(gray_range)), files)))
+    shared = {}
+    for record in annotations.records:
+        header, where = headers[record["file_name"]], f"image {record['image_id']!r}"
+        if isinstance(header, ImageFileError):
+            report.error("image file that cannot be read", where, str(header))
+            continue
+        size = record["height"], record["width"]
+        is_turned = header.orientation != 1
+        if header.size != size:
+            hint = " (its EXIF orientation turns it)" if is_turned else ""
+            report.error(
+                "image file of another size than the annotations say (width x height)",
+                where,
+                f"{record['file_name']}: {header.size[1]} x {header.size[0]}{hint}, not "
+                f"{size[1]} x {size[0]}",
+            )
+            continue
+        if is_turned:
+            report.warn(
+                "image turned by its EXIF orientation: annotations have to fit the turned image",
+                where,
+            )
+        if shared.setdefault(record["file_name"], where) != where:
+            report.warn("image file that several images share", where)
+        usable.append(record)
+    return usable
 
 
-def _shorten(names) -> str:
-    return ", ".join(names[:_NUM_NAMES]) + (", ..." if len(names) > _NUM_NAMES else "")
+def _header_or_error(allow_deep: bool, path: str):
+    try:
+        return read_header(path, allow_deep)
+    except ImageFileError as error:
+        return error
+
+
+def check_all(cfg) -> None:
+    """Everything that train_net.py checks before it builds a model.
+
+    Raises:
+        ValueError: naming the file, the key or the class, and what to do.
+    """
+    check_classes(cfg)
+    check_supervision(cfg)
+    check_test_data(cfg)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        annotations = annotations_of(name)
+        if annotations is not None:
+            check_image_files(annotations, cfg.INPUT.GRAY_RANGE)
+
+
+def _sum_counts(dataset_names: Sequence[str], class_names: Sequence[str]) -> MaskCounts:
+    """Counts of several datasets, by the class ids of the model."""
+    sums = [[0] * len(class_names) for _ in range(3)]
+    index = {name: i for i, name in enumerate(class_names)}
+    for dataset_name in dataset_names:
+        counts = mask_counts_of(dataset_name)
+        for i, name in enumerate(class_names_of(dataset_name)):
+            if name in index:
+                for total, numbers in zip(sums, (counts.instances, counts.masks, counts.rle_masks)):
+                    total[index[name]] += numbers[i]
+    return MaskCounts(*map(tuple, sums))
+
+
+def _log_once(level: int, text: str) -> None:
+    log_first_n(level, text, name=__name__, key="message")

@@ -4,21 +4,15 @@ import difflib
 import logging
 import os
 from dataclasses import dataclass
-from typing import FrozenSet, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 from detectron2.utils.logger import log_first_n
 
 from .shapes import SHAPE_BASE_CLASSES
-from .supervision import class_names_of, mask_counts_of
 
-__all__ = [
-    "AUTO",
-    "INSTANCES",
-    "ClassSplit",
-    "class_split_from_config",
-    "resolve_class_split",
-    "supervising_classes",
-]
+__all__ = ["AUTO", "INSTANCES", "ROLES", "ClassSplit", "is_from_annotations", "resolve_class_split"]
+
+ROLES = ("base", "novel", "unused")
 
 # Entries of DATASETS.BASE_CLASSES that look at the training annotations: two names for the same.
 AUTO = "auto"
@@ -54,11 +48,11 @@ VOC_CLASSES = (
 
 @dataclass(frozen=True)
 class ClassSplit:
-    """Base and novel classes of a dataset.
+    """The classes of a model, and which of them are base and novel.
 
     Attributes:
         class_names: all classes, by contiguous id.
-        base: contiguous ids of the classes whose masks are learnt from, ascending.
+        base: contiguous ids of the classes whose masks are learned from, ascending.
         novel: contiguous ids of the classes with boxes only, ascending.
     """
 
@@ -66,11 +60,25 @@ class ClassSplit:
     base: Tuple[int, ...]
     novel: Tuple[int, ...]
 
-    @property
-    def unused(self) -> Tuple[int, ...]:
-        """Contiguous ids of the classes that are neither base nor novel."""
-        named = {*self.base, *self.novel}
-        return tuple(i for i in range(len(self.class_names)) if i not in named)
+    def role(self, class_id: int) -> str:
+        """
+        Args:
+            class_id: contiguous id of a class.
+
+        Returns:
+            str: "base", "novel", or "unused" for a class that is neither.
+        """
+        if class_id in self.base:
+            return "base"
+        return "novel" if class_id in self.novel else "unused"
+
+    def with_role(self, role: str) -> Tuple[int, ...]:
+        """Contiguous ids of the classes with a role (str, one of :data:`ROLES`), ascending."""
+        named = {"base": self.base, "novel": self.novel}
+        if role in named:
+            return named[role]
+        others = {*self.base, *self.novel}
+        return tuple(i for i in range(len(self.class_names)) if i not in others)
 
     def role(self, class_id: int) -> str:
         """Role of a contiguous class id: "base", "novel" or "unused"."""
@@ -163,6 +171,7 @@ def resolve_class_split(
     novel: Sequence[str] = (),
     *,
     masked_classes: Optional[Sequence[str]] = None,
+    why_no_masks: str = "no class has a mask",
     needs_base: bool = True,
     base_key: str = BASE_KEY,
     novel_key: str = NOVEL_KEY,
@@ -178,6 +187,7 @@ def resolve_class_split(
         base: entries for the base classes.
         novel: entries for the novel classes; empty for all that are not base.
         masked_classes: names of the classes that have masks in the training data.
+        why_no_masks: what an error says if there is none.
         needs_base: whether there has to be a base class, as a model with masks needs one.
         base_key, novel_key: config keys to name in errors.
 
@@ -187,7 +197,7 @@ def resolve_class_split(
     """
     class_names = tuple(class_names)
     novel_ids = _expand(novel, class_names, novel_key)
-    if _is_from_annotations(base, class_names):
+    if is_from_annotations(base, class_names):
         if masked_classes is None:
             raise ValueError(f"{base_key}: '{base[0]}' needs the annotations of a training dataset")
         masked = {*masked_classes}
@@ -195,11 +205,8 @@ def resolve_class_split(
             i for i, name in enumerate(class_names) if name in masked and i not in set(novel_ids)
         ]
         if needs_base and not base_ids:
-            raise ValueError(
-                f"{base_key}: '{base[0]}' finds no base class, because no class"
-                + (f" outside {novel_key}" if novel_ids else "")
-                + " has a mask in the training annotations"
-            )
+            reason = f"no class outside of {novel_key} has a mask" if masked else why_no_masks
+            raise ValueError(f"{base_key}: '{base[0]}' finds no base class, because {reason}")
     else:
         base_ids = _expand(base, class_names, base_key)
         if needs_base and not base_ids:
@@ -223,39 +230,6 @@ def resolve_class_split(
     return ClassSplit(class_names, tuple(base_ids), tuple(novel_ids))
 
 
-def _is_from_annotations(base: Sequence[str], class_names: Sequence[str]) -> bool:
+def is_from_annotations(base: Sequence[str], class_names: Sequence[str]) -> bool:
+    """Whether DATASETS.BASE_CLASSES stands for the classes that have masks in the training data."""
     return len(base) == 1 and base[0] in (AUTO, INSTANCES) and base[0] not in class_names
-
-
-def _masked_class_names(dataset_names: Sequence[str]) -> FrozenSet[str]:
-    names = set()
-    for dataset_name in dataset_names:
-        class_names = class_names_of(dataset_name)
-        counts = mask_counts_of(dataset_name)
-        names.update(name for name, count in zip(class_names, counts.masks) if count)
-    return frozenset(names)
-
-
-def class_split_from_config(cfg, dataset_name: str) -> ClassSplit:
-    """The split of a registered dataset under DATASETS.BASE_CLASSES and DATASETS.NOVEL_CLASSES.
-
-    "auto" and "instances" read the annotations of DATASETS.TRAIN, whichever dataset is asked for.
-    With MODEL.MASK_ON False there may be no base class.
-    """
-    class_names = class_names_of(dataset_name)
-    base = cfg.DATASETS.BASE_CLASSES
-    masked = None
-    if _is_from_annotations(base, class_names):
-        masked = _masked_class_names(cfg.DATASETS.TRAIN)
-    return resolve_class_split(
-        class_names,
-        base,
-        cfg.DATASETS.NOVEL_CLASSES,
-        masked_classes=masked,
-        needs_base=cfg.MODEL.MASK_ON,
-    )
-
-
-def supervising_classes(cfg) -> FrozenSet[int]:
-    """Contiguous ids of the classes whose masks may be learnt from: the base classes."""
-    return frozenset(class_split_from_config(cfg, cfg.DATASETS.TRAIN[0]).base)

@@ -3,16 +3,18 @@
 import importlib.util
 from typing import FrozenSet, List, Optional
 
+import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, PolygonMasks
 
-from .augmentation import with_resize_backend
-from .class_split import supervising_classes
-from .images import check_pixel_type, naming_image
-from .segmentation import has_usable_mask, to_rle, usable_segmentation
+from .images import ImageReader, naming_image
+from .masks import has_usable_mask, to_rle, usable_segmentation
+from .resizing import with_resize_backend
+from .supervision import class_split_from_config
 
 __all__ = ["ContrastMaskDatasetMapper"]
 
@@ -47,14 +49,22 @@ class ContrastMaskDatasetMapper(DatasetMapper):
     """
 
     @configurable
-    def __init__(self, *args, mask_classes: Optional[FrozenSet[int]] = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        mask_classes: Optional[FrozenSet[int]] = None,
+        image_reader: Optional[ImageReader] = None,
+        **kwargs,
+    ):
         """
         Args:
             mask_classes: contiguous ids of the classes whose masks are used; None for all.
+            image_reader: reads image files.
             args, kwargs: as in Detectron2's :class:`DatasetMapper`.
         """
         super().__init__(*args, **kwargs)
         self.mask_classes = mask_classes
+        self.image_reader = image_reader or ImageReader(self.image_format)
         if self.recompute_boxes and self.instance_mask_format == "polygon":  # with cropping
             _check_shapely()
 
@@ -63,8 +73,9 @@ class ContrastMaskDatasetMapper(DatasetMapper):
         ret = super().from_config(cfg, is_train)
         backend = cfg.INPUT.RESIZE_BACKEND
         ret["augmentations"] = with_resize_backend(ret["augmentations"], backend)
+        ret["image_reader"] = ImageReader.from_config(cfg)
         if is_train and cfg.MODEL.MASK_ON:
-            ret["mask_classes"] = supervising_classes(cfg)
+            ret["mask_classes"] = frozenset(class_split_from_config(cfg).base)
         return ret
 
     def __call__(self, dataset_dict):
@@ -84,8 +95,20 @@ class ContrastMaskDatasetMapper(DatasetMapper):
             ]
         path = dataset_dict["file_name"]
         with naming_image(path, dataset_dict.get("image_id")):
-            check_pixel_type(path)
-            dataset_dict = super().__call__(dataset_dict)
+            image = self.image_reader(path)
+            utils.check_image_size(dataset_dict, image)
+            augmented = T.AugInput(image)
+            transforms = self.augmentations(augmented)
+            image_shape = augmented.image.shape[:2]
+            # The transposed array is not contiguous, and sharing it between processes needs that.
+            image = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+            dataset_dict["image"] = torch.as_tensor(image)
+            if self.proposal_topk is not None:
+                utils.transform_proposals(
+                    dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk
+                )
+            if "annotations" in dataset_dict:
+                self._transform_annotations(dataset_dict, transforms, image_shape)
         if annotations and self.use_instance_mask and not self.is_train:
             size = dataset_dict["height"], dataset_dict["width"]
             dataset_dict["annotations"] = _annotations_with_masks(annotations, *size)
@@ -93,7 +116,7 @@ class ContrastMaskDatasetMapper(DatasetMapper):
 
     def _keep_usable_mask(self, annotation: dict, dataset_dict: dict) -> dict:
         """A copy of one annotation, without its segmentation if that is not to be used."""
-        kept = {key: value for key, value in annotation.items() if key != "segmentation"}
+        kept = {key: value for key, value in annotation.items() if "segmentation" not in key}
         # Detectron2's transforms compute in the type they get: whole numbers would be cut.
         kept["bbox"] = [float(value) for value in annotation["bbox"]]
         is_allowed = self.mask_classes is None or annotation["category_id"] in self.mask_classes

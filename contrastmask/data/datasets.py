@@ -1,27 +1,54 @@
-"""Registering datasets in COCO format with Detectron2's catalogs."""
+"""Datasets by name: registering and reading them, and the classes that a model gets from them."""
 
+import difflib
 import os
-from typing import Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.build import filter_images_with_only_crowd_annotations
 
-from .coco_format import load_partial_coco
+from .coco_annotations import BOX_FORMATS, CROWDS, ReadingOptions
+from .coco_format import Annotations, log_reading, read_annotations
 from .shapes import SHAPE_CLASSES, shapes_root
 
-__all__ = ["register_coco_format", "register_datasets", "register_shapes"]
+__all__ = [
+    "annotations_of",
+    "class_names_of",
+    "describe",
+    "forget_annotations",
+    "model_class_names",
+    "reading_options",
+    "register_coco_format",
+    "register_datasets",
+    "register_shapes",
+    "to_model_classes",
+    "training_records",
+]
 
 _KEY = "DATASETS.COCO_FORMAT"
+# Files that were read in this process: name of the dataset -> what they depend on, and content.
+_read: Dict[str, Tuple[tuple, Annotations]] = {}
 
 
-def register_coco_format(name: str, json_file: str, image_root: str, **metadata) -> None:
+# -- registering ----------------------------------------------------------------------------------
+
+
+def register_coco_format(
+    name: str,
+    json_file: str,
+    image_root: str,
+    options: Optional[ReadingOptions] = None,
+    **metadata,
+) -> None:
     """Register a COCO-format file, whose annotations may lack masks, as a dataset.
 
-    The same name may be registered again with the same paths.
+    The same name may be registered again with the same paths, also with other options.
 
     Args:
         name (str): name for DATASETS.TRAIN and DATASETS.TEST.
         json_file (str): path of the annotation file.
         image_root (str): folder of the images.
+        options (ReadingOptions): how crowds and boxes are meant.
         metadata: more entries for the dataset's metadata.
 
     Raises:
@@ -30,16 +57,18 @@ def register_coco_format(name: str, json_file: str, image_root: str, **metadata)
     json_file, image_root = (
         os.path.abspath(os.path.expanduser(path)) for path in (json_file, image_root)
     )
+    options = options or ReadingOptions()
     if name in DatasetCatalog:
         known = MetadataCatalog.get(name)
         known_paths = [known.get("json_file"), known.get("image_root")]
-        if [path and os.path.abspath(path) for path in known_paths] == [json_file, image_root]:
-            return
-        raise ValueError(
-            f"The dataset name '{name}' is taken: it stands for {known_paths[0]} with images in "
-            f"{known_paths[1]}. Choose another name for {json_file}"
-        )
-    DatasetCatalog.register(name, lambda: load_partial_coco(json_file, image_root, name))
+        if [path and os.path.abspath(path) for path in known_paths] != [json_file, image_root]:
+            raise ValueError(
+                f"The dataset name '{name}' is taken: it stands for {known_paths[0]} with images "
+                f"in {known_paths[1]}. Choose another name for {json_file}"
+            )
+        DatasetCatalog.remove(name)
+    paths = json_file, image_root
+    DatasetCatalog.register(name, lambda: _read_registered(name, *paths, options).records)
     MetadataCatalog.get(name).set(
         json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata
     )
@@ -49,7 +78,11 @@ def register_datasets(cfg) -> None:
     """Register the datasets of DATASETS.COCO_FORMAT: [name, annotation file, image folder] each.
 
     Relative paths start at the current folder.
+
+    Raises:
+        ValueError: for a malformed entry or an unknown way of reading; it names the key.
     """
+    options = reading_options(cfg)
     for entry in cfg.DATASETS.COCO_FORMAT:
         is_sequence = isinstance(entry, Sequence) and not isinstance(entry, str)
         if not is_sequence or len(entry) != 3 or not all(isinstance(x, str) and x for x in entry):
@@ -57,40 +90,194 @@ def register_datasets(cfg) -> None:
                 f"{_KEY}: each entry must be [name, annotation file, image folder], got {entry!r}"
             )
         try:
-            register_coco_format(*entry)
+            register_coco_format(*entry, options)
         except ValueError as error:
             raise ValueError(f"{_KEY}: {error}") from None
+
+
+def reading_options(cfg) -> ReadingOptions:
+    """
+    Args:
+        cfg (CfgNode): ``DATASETS.CROWDS``, ``BOX_FORMAT`` and ``BOXES_FROM_MASKS`` are used.
+
+    Raises:
+        ValueError: for an unknown value; it names the key.
+    """
+    keys = cfg.DATASETS
+    for name, known in (("CROWDS", CROWDS), ("BOX_FORMAT", tuple(BOX_FORMATS))):
+        if keys[name] not in known:
+            raise ValueError(f"DATASETS.{name} is {keys[name]!r}, choose from {', '.join(known)}")
+    return ReadingOptions(keys.CROWDS, keys.BOX_FORMAT, keys.BOXES_FROM_MASKS)
 
 
 def register_shapes(root: str) -> None:
     """Register the built-in data in folder `root`: shapes_train, shapes_train_full, shapes_val."""
     for name, split in (("train", "train"), ("train_full", "train"), ("val", "val")):
-        _register_shapes_file(
-            f"shapes_{name}",
-            os.path.join(root, "annotations", f"{name}.json"),
-            os.path.join(root, split),
-        )
-
-
-def _register_shapes_file(name: str, json_file: str, image_root: str) -> None:
-    def load():
-        if not os.path.isfile(json_file):
-            raise FileNotFoundError(
-                f"There is no {json_file}: write the built-in data with "
-                "'python tools/prepare_shapes.py' (it uses the environment variable "
-                "DETECTRON2_DATASETS, if that is set, as the dataset does)"
+        full_name = f"shapes_{name}"
+        if full_name not in DatasetCatalog:
+            register_coco_format(
+                full_name,
+                os.path.join(root, "annotations", f"{name}.json"),
+                os.path.join(root, split),
+                thing_classes=list(SHAPE_CLASSES),
             )
-        return load_partial_coco(json_file, image_root, name)
 
-    if name in DatasetCatalog:
-        return
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(
-        json_file=json_file,
-        image_root=image_root,
-        evaluator_type="coco",
-        thing_classes=list(SHAPE_CLASSES),
-    )
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def annotations_of(dataset_name: str) -> Optional[Annotations]:
+    """
+    Args:
+        dataset_name: a registered dataset.
+
+    Returns:
+        Annotations or None: what its annotation file holds, read once in this process; None for a
+        dataset that :func:`register_coco_format` did not register.
+    """
+    DatasetCatalog.get(dataset_name)
+    known = _read.get(dataset_name)
+    return known[1] if known else None
+
+
+def forget_annotations() -> None:
+    """Free the memory of all files that were read; they are read again when they are needed."""
+    _read.clear()
+
+
+def _read_registered(name, json_file, image_root, options) -> Annotations:
+    if name.startswith("shapes_") and not os.path.isfile(json_file):
+        raise FileNotFoundError(
+            f"There is no {json_file}: write the built-in data with 'python "
+            "tools/prepare_shapes.py' (it uses the environment variable DETECTRON2_DATASETS, if "
+            "that is set, as the dataset does)"
+        )
+    stat = os.stat(json_file) if os.path.isfile(json_file) else None
+    identity = json_file, image_root, options, stat and (stat.st_size, stat.st_mtime_ns)
+    metadata = MetadataCatalog.get(name)
+    known_identity, annotations = _read.get(name, (None, None))
+    if known_identity != identity:
+        annotations = read_annotations(json_file, image_root, options=options)
+        log_reading(annotations)
+        _read[name] = identity, annotations
+        for key in ("thing_classes", "thing_dataset_id_to_contiguous_id", "mask_counts"):
+            metadata.__dict__.pop(key, None)  # a value that is set cannot be changed
+    metadata.thing_classes = annotations.class_names
+    metadata.thing_dataset_id_to_contiguous_id = {
+        category_id: i for i, category_id in enumerate(annotations.category_ids)
+    }
+    return annotations
+
+
+# -- classes --------------------------------------------------------------------------------------
+
+
+def class_names_of(dataset_name: str) -> Tuple[str, ...]:
+    """Class names of a registered dataset by contiguous id; reads it if it has not told them.
+
+    Raises:
+        ValueError: for an unknown dataset, or one without class names.
+    """
+    if dataset_name not in DatasetCatalog:
+        close = difflib.get_close_matches(dataset_name, DatasetCatalog.list(), n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        raise ValueError(
+            f"DATASETS.TRAIN, DATASETS.TEST: unknown dataset '{dataset_name}'; {hint}Your own have "
+            "their names from DATASETS.COCO_FORMAT"
+        )
+    metadata = MetadataCatalog.get(dataset_name)
+    if not hasattr(metadata, "thing_classes"):
+        DatasetCatalog.get(dataset_name)  # COCO-format datasets learn their classes when read
+    names = metadata.get("thing_classes")
+    if names is None:
+        raise ValueError(
+            f"Dataset '{dataset_name}' has no 'thing_classes' in its metadata: ContrastMask needs "
+            "the class names"
+        )
+    return tuple(names)
+
+
+def model_class_names(cfg) -> Tuple[str, ...]:
+    """The classes of the model, by their id in it.
+
+    Args:
+        cfg (CfgNode): ``DATASETS.CLASS_NAMES``, or else the classes of ``DATASETS.TRAIN``: those of
+            the first dataset, then those that only later ones have.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    if cfg.DATASETS.CLASS_NAMES:
+        return tuple(cfg.DATASETS.CLASS_NAMES)
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN names no dataset")
+    names = [name for dataset in cfg.DATASETS.TRAIN for name in class_names_of(dataset)]
+    return tuple(dict.fromkeys(names))
+
+
+def to_model_classes(
+    records: List[dict], dataset_names: Sequence[str], model_names: Sequence[str]
+) -> List[dict]:
+    """Classes are matched by name.
+
+    Args:
+        records: in Detectron2's dataset format, with the class ids of their dataset.
+        dataset_names: class names of the dataset by contiguous id.
+        model_names: class names of the model.
+
+    Returns:
+        list[dict]: the same images with the class ids of the model. Annotations of classes that the
+        model does not have are left out. The records themselves are not changed.
+    """
+    if list(dataset_names) == list(model_names)[: len(dataset_names)]:
+        return records
+    known = {name: i for i, name in enumerate(model_names)}
+    ids = [known.get(name) for name in dataset_names]
+    return [
+        {
+            **record,
+            "annotations": [
+                {**x, "category_id": ids[x["category_id"]]}
+                for x in record["annotations"]
+                if ids[x["category_id"]] is not None
+            ],
+        }
+        if "annotations" in record
+        else record
+        for record in records
+    ]
+
+
+def training_records(cfg) -> List[dict]:
+    """
+    Args:
+        cfg (CfgNode): ``DATASETS.TRAIN`` and ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` are used.
+
+    Returns:
+        list[dict]: the images to train on, in Detectron2's format, with the class ids of the model.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    model_names, records = model_class_names(cfg), []
+    for name in cfg.DATASETS.TRAIN:
+        records += to_model_classes(DatasetCatalog.get(name), class_names_of(name), model_names)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = filter_images_with_only_crowd_annotations(records)
+    if not records:
+        raise ValueError(
+            f"DATASETS.TRAIN: {' and '.join(map(describe, cfg.DATASETS.TRAIN))} have no image with "
+            "an annotation"
+        )
+    return records
+
+
+def describe(dataset_name: str) -> str:
+    """A dataset in messages: its name, and its annotation file."""
+    json_file = MetadataCatalog.get(dataset_name).get("json_file")
+    # tools/inspect_dataset.py has no other name than the path.
+    has_path = json_file not in (None, dataset_name)
+    return f"'{dataset_name}' ({json_file})" if has_path else f"'{dataset_name}'"
 
 
 register_shapes(shapes_root())

@@ -1,51 +1,140 @@
-"""Reading image files, with errors that name the image."""
+"""Image files: finding them, reading them, and errors that name the image."""
 
+import os
+import re
+from collections import defaultdict
 from contextlib import contextmanager
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from urllib.parse import unquote
 
-from detectron2.data import detection_utils as utils
+import numpy as np
+from detectron2.data.detection_utils import (
+    SizeMismatchError,
+    _apply_exif_orientation,
+    convert_PIL_to_numpy,
+)
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import ExifTags, Image
 
-__all__ = ["ImageFileError", "check_pixel_type", "naming_image", "read_image"]
+__all__ = [
+    "ImageFileError",
+    "ImageFolder",
+    "ImageHeader",
+    "ImageReader",
+    "naming_image",
+    "read_header",
+]
+
+# EXIF orientations that swap height and width.
+_TURNED = (5, 6, 7, 8)
 
 
 class ImageFileError(ValueError):
     """An image file that cannot be used; says which and why."""
 
 
-def check_pixel_type(path: str) -> None:
-    """Refuse pixels of more than 8 bits that Pillow would clip to 255: grey levels of 16 and 32.
+class ImageHeader(NamedTuple):
+    """
+    size (tuple[int, int]): height and width in pixels, after turning the image as its EXIF
+        orientation says; so Detectron2 and this project read it.
+    orientation (int): of EXIF; 1 for an image that is not turned.
+    """
 
+    size: Tuple[int, int]
+    orientation: int
+
+
+def read_header(path: str, allow_deep: bool = True) -> ImageHeader:
+    """
     Args:
-        path (str): image file; its header is read.
+        path (str): image file, of which only the header is read.
+        allow_deep (bool): accept gray levels of more than 8 bits.
 
     Raises:
-        ValueError: for such an image.
+        ImageFileError: if it is missing, damaged, or of a kind that cannot be used.
     """
-    with PathManager.open(path, "rb") as f, Image.open(f) as image:
-        mode = image.mode
-    if mode == "F" or mode.startswith("I"):
+    with naming_image(path):
+        with PathManager.open(path, "rb") as f, Image.open(f) as image:
+            if not allow_deep:
+                _check_gray_levels(image)
+            width, height = image.size
+            orientation = _exif_orientation(image)
+        size = (width, height) if orientation in _TURNED else (height, width)
+        return ImageHeader(size, orientation)
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as Detectron2 does for damaged EXIF data
+        return 1
+
+
+def _check_gray_levels(image: Image.Image) -> None:
+    if _has_deep_levels(image):
         raise ValueError(
-            f"its grey levels have more than 8 bits (Pillow's mode {mode}), and which of them are "
-            "black and white is not known. Convert it to 8 bits"
+            f"its gray levels have more than 8 bits (Pillow's mode {image.mode}), and which of "
+            "them are black and white is not known. Set INPUT.GRAY_RANGE to these two levels, such "
+            "as [0, 65535], or convert it to 8 bits"
         )
 
 
-def read_image(path: str, format: str):
-    """
-    Args:
-        path (str): image file.
-        format (str): as in Detectron2: "RGB", "BGR", ...
+def _has_deep_levels(image: Image.Image) -> bool:
+    """Whether Pillow would clip pixels to 255: gray levels of 16 and 32 bits."""
+    return image.mode == "F" or image.mode.startswith("I")
 
-    Returns:
-        array: (H, W, 3), turned as the image's EXIF orientation says.
 
-    Raises:
-        ImageFileError: if the file is missing, damaged, or of a kind that cannot be used.
-    """
-    with naming_image(path):
-        check_pixel_type(path)
-        return utils.read_image(path, format=format)
+class ImageReader:
+    """Reads image files as a model takes them."""
+
+    def __init__(self, format: str, gray_range: Sequence[float] = ()):
+        """
+        Args:
+            format (str): as in Detectron2: "RGB", "BGR", ...
+            gray_range (sequence[float]): the levels of black and white in images with gray levels
+                of more than 8 bits; empty to refuse these.
+        """
+        self.format = format
+        self.gray_range = tuple(gray_range)
+
+    @classmethod
+    def from_config(cls, cfg, format: Optional[str] = None) -> "ImageReader":
+        """
+        Args:
+            cfg (CfgNode): ``INPUT.FORMAT`` and ``INPUT.GRAY_RANGE`` are used.
+            format (str): another format than the config's.
+        """
+        return cls(format or cfg.INPUT.FORMAT, cfg.INPUT.GRAY_RANGE)
+
+    def __call__(self, path: str) -> np.ndarray:
+        """
+        Args:
+            path (str): image file.
+
+        Returns:
+            array: (H, W, 3) uint8, turned as the image's EXIF orientation says.
+
+        Raises:
+            ImageFileError: if the file is missing, damaged, or of a kind that cannot be used.
+        """
+        with naming_image(path):
+            with PathManager.open(path, "rb") as f, Image.open(f) as image:
+                return self.convert(image)
+
+    def convert(self, image: Image.Image) -> np.ndarray:
+        """As :meth:`__call__`, for an image that is open.
+
+        Raises:
+            ValueError: for gray levels of more than 8 bits without a range.
+        """
+        image = _apply_exif_orientation(image)
+        if _has_deep_levels(image):
+            if not self.gray_range:
+                _check_gray_levels(image)
+            black, white = self.gray_range
+            levels = (np.asarray(image, dtype=np.float64) - black) / (white - black)
+            image = Image.fromarray(np.rint(levels.clip(0, 1) * 255).astype(np.uint8))
+        return convert_PIL_to_numpy(image, self.format)
 
 
 @contextmanager
@@ -60,9 +149,59 @@ def naming_image(path: str, image_id=None):
     """
     try:
         yield
+    except ImageFileError:
+        raise
     except Exception as error:
         name = f"image {path}" if image_id is None else f"image {path} (id {image_id!r})"
         reason = str(error) or type(error).__name__
-        if isinstance(error, utils.SizeMismatchError):
+        if isinstance(error, SizeMismatchError):
             reason += " (width x height, after turning the image as its EXIF orientation says)"
         raise ImageFileError(f"{name} cannot be used: {reason}") from error
+
+
+class ImageFolder:
+    """Finds the files that an annotation file names, also where it names them in a foreign way."""
+
+    def __init__(self, root: str):
+        self.root = root
+        self._listings: Dict[str, frozenset] = {}
+        self._by_last_part: Optional[Dict[str, List[str]]] = None
+
+    def find(self, name: str) -> Tuple[Optional[str], str]:
+        """
+        Args:
+            name (str): "file_name" of an image.
+
+        Returns:
+            str or None: path of the file. If there is none of this name, it is the one file in the
+            folder, or below it, with the same last part: after backslashes or a slash, without
+            URL escapes, in upper or lower case. None if there is none, or more than one.
+            str: "" for the very name, else how the file was found.
+        """
+        if self._exists(name):
+            return os.path.join(self.root, name), ""
+        for other in dict.fromkeys([name.replace("\\", "/"), unquote(name.replace("\\", "/"))]):
+            if self._exists(other):
+                return os.path.join(self.root, other), "file name with backslashes or URL escapes"
+        last = unquote(re.split(r"[/\\]|\?d=", name)[-1])
+        paths = self._files().get(last.lower(), [])
+        if len(paths) > 1:  # names that differ in upper and lower case only
+            paths = [x for x in paths if os.path.basename(x) == last] or paths
+        found = paths[0] if len(paths) == 1 else None
+        return found, "image found by the last part of its file name"
+
+    def _exists(self, name: str) -> bool:
+        """Lists each folder once, which is faster than looking up many files."""
+        folder, base = os.path.split(name)
+        if folder not in self._listings:
+            path = os.path.join(self.root, folder)
+            self._listings[folder] = frozenset(os.listdir(path) if os.path.isdir(path) else ())
+        return base in self._listings[folder]
+
+    def _files(self) -> Dict[str, List[str]]:
+        if self._by_last_part is None:
+            self._by_last_part = defaultdict(list)
+            for folder, _, files in os.walk(self.root):
+                for file in files:
+                    self._by_last_part[file.lower()].append(os.path.join(folder, file))
+        return self._by_last_part

@@ -1,14 +1,43 @@
-"""Counting which classes of a dataset have masks."""
+"""Who has masks to learn from: counts, and the base and novel classes of a config."""
 
-import difflib
 from dataclasses import dataclass
-from typing import Sequence, Tuple
+from typing import FrozenSet, Sequence, Tuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .segmentation import has_usable_mask
+from .class_split import ClassSplit, is_from_annotations, resolve_class_split
+from .datasets import annotations_of, class_names_of, describe, model_class_names
+from .masks import has_usable_mask
 
-__all__ = ["MaskCounts", "class_names_of", "count_masks", "mask_counts_of"]
+__all__ = [
+    "MaskCounts",
+    "class_split_from_config",
+    "count_masks",
+    "mask_counts_of",
+    "why_there_is_no_mask",
+]
+
+
+def class_split_from_config(cfg) -> ClassSplit:
+    """The base and novel classes of a model, by DATASETS.BASE_CLASSES and NOVEL_CLASSES.
+
+    "auto" and "instances" read the annotations of DATASETS.TRAIN. With MODEL.MASK_ON False there
+    may be no base class.
+    """
+    class_names = model_class_names(cfg)
+    base = cfg.DATASETS.BASE_CLASSES
+    masked, why_no_masks = None, ""
+    if is_from_annotations(base, class_names):
+        masked = _masked_class_names(cfg.DATASETS.TRAIN)
+        why_no_masks = "" if masked else why_there_is_no_mask(cfg.DATASETS.TRAIN)
+    return resolve_class_split(
+        class_names,
+        base,
+        cfg.DATASETS.NOVEL_CLASSES,
+        masked_classes=masked,
+        why_no_masks=why_no_masks,
+        needs_base=cfg.MODEL.MASK_ON,
+    )
 
 
 @dataclass(frozen=True)
@@ -16,7 +45,7 @@ class MaskCounts:
     """Numbers of instances per class, crowds left out.
 
     Attributes:
-        instances: all instances, by contiguous class id.
+        instances: all instances, by contiguous class id of the dataset.
         masks: those with a usable mask.
         rle_masks: those whose mask is an RLE.
     """
@@ -26,11 +55,19 @@ class MaskCounts:
     rle_masks: Tuple[int, ...]
 
 
-def count_masks(dataset_dicts: Sequence[dict], num_classes: int) -> MaskCounts:
-    """Count instances and masks in dicts of Detectron2's dataset format."""
+def mask_counts_of(dataset_name: str) -> MaskCounts:
+    """:class:`MaskCounts` of a registered dataset; kept in its metadata after the first time."""
+    metadata = MetadataCatalog.get(dataset_name)
+    records = DatasetCatalog.get(dataset_name)  # drops the counts if its file has changed
+    if metadata.get("mask_counts") is None:
+        metadata.mask_counts = count_masks(records, len(class_names_of(dataset_name)))
+    return metadata.mask_counts
+
+
+def count_masks(records: Sequence[dict], num_classes: int) -> MaskCounts:
     instances, masks, rle_masks = ([0] * num_classes for _ in range(3))
-    for dataset_dict in dataset_dicts:
-        for annotation in dataset_dict.get("annotations", ()):
+    for record in records:
+        for annotation in record.get("annotations", ()):
             if annotation.get("iscrowd", 0):
                 continue
             category = annotation["category_id"]
@@ -42,31 +79,40 @@ def count_masks(dataset_dicts: Sequence[dict], num_classes: int) -> MaskCounts:
     return MaskCounts(tuple(instances), tuple(masks), tuple(rle_masks))
 
 
-def class_names_of(dataset_name: str) -> Tuple[str, ...]:
-    """Class names of a registered dataset by contiguous id; loads it if it has not told them."""
-    if dataset_name not in DatasetCatalog:
-        close = difflib.get_close_matches(dataset_name, DatasetCatalog.list(), n=3)
-        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        raise ValueError(
-            f"DATASETS.TRAIN, DATASETS.TEST: unknown dataset '{dataset_name}'; {hint}Your own have "
-            "their names from DATASETS.COCO_FORMAT"
-        )
-    metadata = MetadataCatalog.get(dataset_name)
-    if not hasattr(metadata, "thing_classes"):
-        DatasetCatalog.get(dataset_name)  # COCO-format datasets learn their classes when loaded
-    names = metadata.get("thing_classes")
-    if names is None:
-        raise ValueError(
-            f"Dataset '{dataset_name}' has no 'thing_classes' in its metadata: ContrastMask needs "
-            "the class names"
-        )
-    return tuple(names)
+def _masked_class_names(dataset_names: Sequence[str]) -> FrozenSet[str]:
+    names = set()
+    for dataset_name in dataset_names:
+        class_names = class_names_of(dataset_name)
+        counts = mask_counts_of(dataset_name)
+        names.update(name for name, count in zip(class_names, counts.masks) if count)
+    return frozenset(names)
 
 
-def mask_counts_of(dataset_name: str) -> MaskCounts:
-    """:class:`MaskCounts` of a registered dataset; kept in its metadata after the first time."""
-    metadata = MetadataCatalog.get(dataset_name)
-    if metadata.get("mask_counts") is None:
-        dataset_dicts = DatasetCatalog.get(dataset_name)
-        metadata.mask_counts = count_masks(dataset_dicts, len(class_names_of(dataset_name)))
-    return metadata.mask_counts
+def why_there_is_no_mask(dataset_names: Sequence[str]) -> str:
+    """
+    Args:
+        dataset_names: registered datasets in which no instance has a mask that counts.
+
+    Returns:
+        str: how many masks there are, why they do not count, and what to do.
+    """
+    num_crowds = num_empty = 0
+    for name in dataset_names:
+        for record in DatasetCatalog.get(name):
+            for x in record.get("annotations", ()):
+                num_crowds += bool(x.get("iscrowd", 0)) and has_usable_mask(x.get("segmentation"))
+        annotations = annotations_of(name)
+        if annotations is not None:
+            report = annotations.report
+            num_empty += sum(
+                len(x.where) for x in report.findings if x.what.startswith("segmentation without")
+            )
+    where = " and ".join(map(describe, dataset_names))
+    if num_crowds:
+        return (
+            f"all {num_crowds} masks in {where} are crowds (iscrowd 1), which are left out. CVAT "
+            "and V7 mark drawn masks in this way: if these are objects, set DATASETS.CROWDS objects"
+        )
+    if num_empty:
+        return f"none of the {num_empty} masks in {where} covers a pixel of its image"
+    return f"no annotation in {where} has a mask. To train on boxes alone, set MODEL.MASK_ON False"

@@ -1,23 +1,21 @@
 """The kinds of input that the table of test_bad_input.py holds, and how each is used."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Callable, NamedTuple, Sequence, Union
 
 import numpy as np
 import torch
-from annotation_samples import HEIGHT, WIDTH, make_annotation, make_content
+from annotation_samples import HEIGHT, IMAGE_SIZES, WIDTH, make_annotation, make_content
 from PIL import Image
 
 import train_net
 from contrastmask.checkpoint import ContrastMaskCheckpointer
-from contrastmask.data import ContrastMaskDatasetMapper, load_partial_coco
-from contrastmask.data.coco_format import AnnotationFileError
+from contrastmask.data import AnnotationFileError, ContrastMaskDatasetMapper, read_annotations
 from contrastmask.data.images import ImageFileError
 
 ROOT = Path(__file__).parents[2]
-# Colours (RGB) of the left and of the right half of the sample image.
+# Colors (RGB) of the left and of the right half of the sample image.
 LEFT, RIGHT = (200, 100, 50), (10, 20, 30)
 
 
@@ -53,11 +51,13 @@ class Loaded(NamedTuple):
 
     Attributes:
         records: image id -> its dict in Detectron2's format.
-        counted: what -> ids, from the table that was logged.
+        found: what -> ids of the annotations, from the warnings and repairs.
+        counts: what -> number of annotations of a usual kind.
     """
 
     records: dict
-    counted: dict
+    found: dict
+    counts: dict
 
     def annotation(self):
         """The first annotation of image 7."""
@@ -80,7 +80,7 @@ class AnnotationFile(NamedTuple):
         images.mkdir()
         content = make_content([make_annotation(1), make_annotation(2)])
         for image in content["images"]:
-            sample_image().save(images / image["file_name"])
+            sample_image(IMAGE_SIZES[image["file_name"]]).save(images / image["file_name"])
         path = folder / "file.json"
         if isinstance(self.change, str):
             path.write_text(self.change)
@@ -92,12 +92,13 @@ class AnnotationFile(NamedTuple):
         return str(path), str(images)
 
     def use(self, place):
-        path, images = self.write(place.folder)
-        with place.caplog.at_level(logging.INFO, logger="contrastmask"):
-            records = load_partial_coco(path, images)
-        (table,) = [m for m in place.caplog.messages if m.startswith("Loaded")]
-        rows = [[c.strip() for c in row.split("|")[1:-1]] for row in table.splitlines()[3:]]
-        return Loaded({x["image_id"]: x for x in records}, {what: ids for what, _, ids in rows})
+        annotations = read_annotations(*self.write(place.folder))
+        report = annotations.report
+        return Loaded(
+            {x["image_id"]: x for x in annotations.records},
+            {x.what: [where.split()[1] for where in x.where] for x in report.findings},
+            dict(report.counts),
+        )
 
 
 class ImageFile(NamedTuple):
@@ -113,7 +114,7 @@ class ImageFile(NamedTuple):
     errors = ImageFileError
 
     def use(self, place):
-        """RGB colours of the left and of the right half."""
+        """RGB colors of the left and of the right half."""
         path = place.folder / self.name
         self.write(sample_image(), str(path))
         record = {"file_name": str(path), "image_id": 7, "height": HEIGHT, "width": WIDTH}
@@ -213,7 +214,7 @@ _MAPPER = {
 }
 
 
-def sample_image():
-    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    pixels[:, : WIDTH // 2], pixels[:, WIDTH // 2 :] = LEFT, RIGHT
+def sample_image(size=(HEIGHT, WIDTH)):
+    pixels = np.zeros((*size, 3), np.uint8)
+    pixels[:, : size[1] // 2], pixels[:, size[1] // 2 :] = LEFT, RIGHT
     return Image.fromarray(pixels)

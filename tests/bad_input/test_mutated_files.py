@@ -9,11 +9,19 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from annotation_samples import SQUARE, TRIANGLE, make_annotation, make_content, make_rle
+from annotation_samples import (
+    IMAGE_SIZES,
+    OTHER_HEIGHT,
+    OTHER_WIDTH,
+    SQUARE,
+    TRIANGLE,
+    make_annotation,
+    make_content,
+    make_rle,
+)
 from given import sample_image
 
-from contrastmask.data import ContrastMaskDatasetMapper, load_partial_coco
-from contrastmask.data.coco_format import AnnotationFileError
+from contrastmask.data import AnnotationFileError, ContrastMaskDatasetMapper, read_annotations
 from contrastmask.data.images import ImageFileError
 from contrastmask.data.inspection import inspect_annotation_file
 
@@ -37,8 +45,8 @@ def end_of_time():
 def images(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
-    for name in ("a.png", "b é.png"):
-        sample_image().save(folder / name)
+    for name, size in IMAGE_SIZES.items():
+        sample_image(size).save(folder / name)
     return folder
 
 
@@ -94,7 +102,7 @@ def mutated_text(rng):
         [
             make_annotation(1, segmentation=[TRIANGLE, SQUARE]),
             make_annotation(2, segmentation=make_rle(True)),
-            make_annotation(3, segmentation=make_rle(False), image_id=3),
+            make_annotation(3, segmentation=make_rle(False, OTHER_HEIGHT, OTHER_WIDTH), image_id=3),
             make_annotation(4, category_id=0, iscrowd=1),
             make_annotation(5, bbox=[-3, 2.5, 9, 60], segmentation=None),
         ]
@@ -116,7 +124,7 @@ def mutated_text(rng):
 def use_annotation_file(path, folder):
     """What training does with it: "used", or the reason why it cannot be used."""
     try:
-        records = load_partial_coco(path, folder)
+        records = read_annotations(path, folder).records
     except AnnotationFileError as error:
         assert str(error).startswith(path) and len(str(error)) < 1000
         return error.reason.split(", such as")[0]
@@ -154,7 +162,7 @@ def check_annotation_files(tmp_path, images, number, seed):
         slowest = max(slowest, time.monotonic() - start)
         outcomes[outcome] += 1
         if outcome != "used":
-            assert inspection.errors, text
+            assert inspection.report.errors, text
     assert slowest < TIME_LIMIT
     return outcomes, slowest
 

@@ -3,12 +3,8 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from contrastmask import add_contrastmask_config
-from contrastmask.data.class_split import (
-    VOC_CLASSES,
-    class_split_from_config,
-    resolve_class_split,
-    supervising_classes,
-)
+from contrastmask.data.class_split import VOC_CLASSES, resolve_class_split
+from contrastmask.data.supervision import class_split_from_config
 
 COCO = tuple(MetadataCatalog.get("coco_2017_val").thing_classes)
 PETS = ("cat", "dog", "hamster", "newt")
@@ -21,7 +17,7 @@ def test_voc_and_nonvoc_on_coco():
     assert split.base == VOC_IDS
     assert set(split.base_names) == set(VOC_CLASSES)
     assert len(split.novel) == 60 and not set(split.base) & set(split.novel)
-    assert split.unused == ()
+    assert split.with_role("unused") == ()
     reverse = resolve_class_split(COCO, ["nonvoc"])
     assert (reverse.base, reverse.novel) == (split.novel, split.base)
     assert resolve_class_split(COCO, ["nonvoc"], ["voc"]) == reverse
@@ -29,7 +25,8 @@ def test_voc_and_nonvoc_on_coco():
 
 def test_names_in_any_order_and_unused_classes():
     split = resolve_class_split(PETS, ["newt", "cat"], ["dog"])
-    assert (split.base, split.novel, split.unused) == ((0, 3), (1,), (2,))
+    assert (split.base, split.novel, split.with_role("unused")) == ((0, 3), (1,), (2,))
+    assert [split.role(i) for i in range(4)] == ["base", "novel", "unused", "base"]
     assert split.base_names == ("cat", "newt") and split.novel_names == ("dog",)
     assert resolve_class_split(PETS, ["newt", "cat"]).novel == (1, 2)
 
@@ -76,7 +73,7 @@ def test_auto_takes_the_masked_classes():
     split = resolve_class_split(PETS, ["auto"], masked_classes=["dog", "newt"])
     assert (split.base, split.novel) == ((1, 3), (0, 2))
     split = resolve_class_split(PETS, ["auto"], ["newt"], masked_classes=["dog", "newt"])
-    assert (split.base, split.novel, split.unused) == ((1,), (3,), (0, 2))
+    assert (split.base, split.novel, split.with_role("unused")) == ((1,), (3,), (0, 2))
     with pytest.raises(ValueError, match="no class has a mask"):
         resolve_class_split(PETS, ["auto"], masked_classes=[])
 
@@ -103,10 +100,8 @@ def test_split_from_config(pets_dataset):
     add_contrastmask_config(cfg)
     cfg.DATASETS.TRAIN = (pets_dataset,)
     cfg.DATASETS.BASE_CLASSES = ["newt"]
-    assert class_split_from_config(cfg, pets_dataset).base == (3,)
-    assert supervising_classes(cfg) == {3}
+    assert class_split_from_config(cfg).base == (3,)
     # Only the dog has a usable mask that is not a crowd's.
     for mode in ("auto", "instances"):
         cfg.DATASETS.BASE_CLASSES = [mode]
-        assert class_split_from_config(cfg, pets_dataset).base == (1,)
-        assert supervising_classes(cfg) == {1}
+        assert class_split_from_config(cfg).base == (1,)

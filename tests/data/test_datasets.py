@@ -9,9 +9,20 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tra
 
 from contrastmask import add_contrastmask_config
 from contrastmask.data import datasets
-from contrastmask.data.checks import check_num_classes, check_supervision
+from contrastmask.data.checks import (
+    check_all,
+    check_classes,
+    check_supervision,
+    check_test_data,
+)
 from contrastmask.data.dataset_mapper import ContrastMaskDatasetMapper
-from contrastmask.data.datasets import register_datasets
+from contrastmask.data.datasets import (
+    class_names_of,
+    model_class_names,
+    register_datasets,
+    to_model_classes,
+    training_records,
+)
 from contrastmask.data.shapes import (
     SHAPE_BASE_CLASSES,
     SHAPE_CLASSES,
@@ -19,6 +30,7 @@ from contrastmask.data.shapes import (
     ShapesParams,
     write_shapes,
 )
+from contrastmask.data.supervision import class_split_from_config, mask_counts_of
 
 
 @pytest.fixture(scope="module")
@@ -154,15 +166,192 @@ def test_full_masks_change_nothing_when_base_is_given(cfg):
         assert torch.equal(a.gt_boxes.tensor, b.gt_boxes.tensor)
 
 
-def test_datasets_must_have_the_same_classes(cfg, shapes_root, tmp_path):
+def with_other_classes(shapes_root, path, keep, shift=100):
+    """Write the validation file with some classes only, in another order and with other ids."""
     content = json.loads((shapes_root / "annotations" / "val.json").read_text())
-    content["categories"][2]["name"] = "blob"
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    ids = {name: shift - 3 * keep.index(name) for name in keep}  # descending
+    content["categories"] = [{"id": i, "name": name} for name, i in ids.items()]
+    content["annotations"] = [
+        {**x, "category_id": ids[names[x["category_id"]]]}
+        for x in content["annotations"]
+        if names[x["category_id"]] in ids
+    ]
+    path.write_text(json.dumps(content))
+
+
+def test_classes_are_matched_by_name(cfg, shapes_root, tmp_path, caplog):
+    keep = ["ring", "star", "triangle", "gear"]
+    with_other_classes(shapes_root, tmp_path / "own.json", keep)
+    cfg.DATASETS.COCO_FORMAT += [["reg_own", str(tmp_path / "own.json"), str(shapes_root / "val")]]
+    cfg.DATASETS.TEST = ("reg_own",)
+    register_datasets(cfg)
+    with caplog.at_level("INFO", logger="contrastmask"):
+        check_classes(cfg)
+    (message,) = [x for x in caplog.messages if "does not have these classes" in x]
+    assert "reg_own" in message and "cross" in message and "ring" not in message
+    own = class_names_of("reg_own")
+    assert sorted(own) == sorted(keep) and list(own) != list(keep)
+    records = DatasetCatalog.get("reg_own")
+    mapped = to_model_classes(records, own, model_class_names(cfg))
+    found = [SHAPE_CLASSES[a["category_id"]] for d in mapped for a in d["annotations"]]
+    assert found == [own[a["category_id"]] for d in records for a in d["annotations"]]
+    full = [
+        SHAPE_CLASSES[a["category_id"]]
+        for d in DatasetCatalog.get("reg_val")
+        for a in d["annotations"]
+    ]
+    assert found == [name for name in full if name in keep] and len(set(found)) > 1
+
+
+def test_classes_of_several_training_files(cfg, shapes_root, tmp_path):
+    keep = ["star", "ring"]
+    with_other_classes(shapes_root, tmp_path / "own.json", keep)
+    content = json.loads((tmp_path / "own.json").read_text())
+    content["categories"].append({"id": 1, "name": "blob"})
+    content["annotations"][0]["category_id"] = 1
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    cfg.DATASETS.COCO_FORMAT += [["reg_own", str(tmp_path / "own.json"), str(shapes_root / "val")]]
+    cfg.DATASETS.TRAIN = ("reg_own", "reg_train")
+    register_datasets(cfg)
+    names = model_class_names(cfg)
+    assert names[:3] == ("blob", "ring", "star") and len(names) == len(SHAPE_CLASSES) + 1
+    images = len(content["images"])
+    records = training_records(cfg)
+    assert (
+        len(records)
+        == sum(bool(d["annotations"]) for d in DatasetCatalog.get("reg_own"))
+        + len(DatasetCatalog.get("reg_train"))
+        and images == 2
+    )
+    second = DatasetCatalog.get("reg_train")[0]["annotations"]
+    assert [names[x["category_id"]] for x in records[-24]["annotations"]] == [
+        SHAPE_CLASSES[x["category_id"]] for x in second
+    ]
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 15
+    check_classes(cfg)
+    # The order can be given, and classes that it leaves out are not learned.
+    cfg.DATASETS.CLASS_NAMES = ["star", "blob"]
+    assert {x["category_id"] for d in training_records(cfg) for x in d["annotations"]} == {0, 1}
+
+
+def test_data_without_any_class_of_the_model(cfg, shapes_root, tmp_path):
+    content = json.loads((shapes_root / "annotations" / "val.json").read_text())
+    for x in content["categories"]:
+        x["name"] = f"my {x['name']}"
     (tmp_path / "own.json").write_text(json.dumps(content))
     cfg.DATASETS.COCO_FORMAT += [["reg_own", str(tmp_path / "own.json"), str(shapes_root / "val")]]
     cfg.DATASETS.TEST = ("reg_val", "reg_own")
     register_datasets(cfg)
-    with pytest.raises(ValueError, match="Class 2 is 'cross' in .*reg_train.* 'blob' in .*reg_own"):
-        check_num_classes(cfg)
+    with pytest.raises(ValueError, match="reg_own.*none of the model's classes.*my arrow"):
+        check_classes(cfg)
+
+
+def test_auto_looks_at_the_training_data(cfg):
+    cfg.DATASETS.BASE_CLASSES = ["auto"]
+    register_datasets(cfg)
+    assert set(class_split_from_config(cfg).base_names) == set(SHAPE_BASE_CLASSES)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("reg_val",), ("reg_train",)
+    masked = {
+        SHAPE_CLASSES[a["category_id"]]
+        for d in DatasetCatalog.get("reg_val")
+        for a in d["annotations"]
+    }
+    assert set(class_split_from_config(cfg).base_names) == masked != set(SHAPE_BASE_CLASSES)
+
+
+def test_a_file_is_read_once(cfg, shapes_root, tmp_path, monkeypatch):
+    read = []
+    original = datasets.read_annotations
+
+    def counting(path, *args, **kwargs):
+        read.append(path)
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr(datasets, "read_annotations", counting)
+    own = tmp_path / "own.json"
+    own.write_bytes((shapes_root / "annotations" / "train.json").read_bytes())
+    cfg.DATASETS.COCO_FORMAT = [["reg_own", str(own), str(shapes_root / "train")]]
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("reg_own",)
+    for _ in range(2):
+        register_datasets(cfg)
+        check_all(cfg)
+        ContrastMaskDatasetMapper(cfg, is_train=True)
+        training_records(cfg)
+    assert read == [str(own)]
+    # A file that has changed is read again, and its classes and counts are those of the new one.
+    content = json.loads(own.read_text())
+    content["categories"].append({"id": 99, "name": "blob"})
+    for x in content["annotations"]:
+        x.pop("segmentation", None)
+    own.write_text(json.dumps(content))
+    assert len(DatasetCatalog.get("reg_own")) == 24 and len(read) == 2
+    assert class_names_of("reg_own")[-1] == "blob"
+    assert not any(mask_counts_of("reg_own").masks)
+
+
+@pytest.mark.parametrize(
+    "key, value", [("CROWDS", "object"), ("BOX_FORMAT", "XYXY"), ("BOX_FORMAT", "corners")]
+)
+def test_unknown_ways_of_reading(cfg, key, value):
+    cfg.DATASETS[key] = value
+    with pytest.raises(ValueError, match=rf"DATASETS\.{key} is '{value}', choose from"):
+        register_datasets(cfg)
+
+
+def crowds(cfg, shapes_root, path, keep=lambda annotation: False):
+    content = json.loads((shapes_root / "annotations" / "train_full.json").read_text())
+    for x in content["annotations"]:
+        x["iscrowd"] = int(not keep(x))
+    path.write_text(json.dumps(content))
+    cfg.DATASETS.COCO_FORMAT += [["reg_own", str(path), str(shapes_root / "train")]]
+    return len(content["annotations"])
+
+
+def test_masks_that_are_crowds_are_named_in_errors(cfg, shapes_root, tmp_path):
+    number = crowds(cfg, shapes_root, tmp_path / "own.json")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.BASE_CLASSES = ("reg_own",), ["auto"]
+    register_datasets(cfg)
+    with pytest.raises(ValueError, match=f"all {number} masks .*CVAT.*V7.*CROWDS objects"):
+        check_supervision(cfg)
+    cfg.DATASETS.BASE_CLASSES = ["shapes_base"]
+    with pytest.raises(ValueError, match=f"all {number} annotations are crowds.*CROWDS objects"):
+        check_supervision(cfg)
+    cfg.DATASETS.CROWDS = "objects"
+    register_datasets(cfg)
+    check_supervision(cfg)
+
+
+def test_test_data_of_crowds(cfg, shapes_root, tmp_path, caplog):
+    number = crowds(cfg, shapes_root, tmp_path / "own.json")
+    cfg.DATASETS.TEST = ("reg_own",)
+    register_datasets(cfg)
+    with pytest.raises(ValueError, match=f"reg_own.*all {number} annotations are crowds"):
+        check_test_data(cfg)
+    content = json.loads((tmp_path / "own.json").read_text())
+    content["annotations"].append(
+        {**content["annotations"][0], "id": 10**6, "iscrowd": 0, "segmentation": []}
+    )
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    check_test_data(cfg)
+    (warning,) = [x for x in caplog.messages if "Masks cannot be evaluated" in x]
+    assert "reg_own" in warning and f"all {number} masks" in warning and "CROWDS" in warning
+
+
+def test_boxes_only(cfg, shapes_root, tmp_path):
+    content = json.loads((shapes_root / "annotations" / "val.json").read_text())
+    for x in content["annotations"]:
+        x.pop("segmentation")
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    cfg.DATASETS.COCO_FORMAT += [["reg_own", str(tmp_path / "own.json"), str(shapes_root / "val")]]
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("reg_own",)
+    register_datasets(cfg)
+    for base in (["auto"], ["shapes_base"]):
+        cfg.DATASETS.BASE_CLASSES = base
+        with pytest.raises(ValueError, match="no annotation in .*own.json.* MODEL.MASK_ON False"):
+            check_supervision(cfg)
+    cfg.MODEL.MASK_ON = False
+    check_all(cfg)
 
 
 def test_supervision_table(cfg, caplog):

@@ -3,10 +3,11 @@ import json
 import cv2
 import numpy as np
 import pytest
-from annotation_samples import SQUARE, TRIANGLE, make_annotation, make_content, make_rle
+from annotation_samples import IMAGE_SIZES, SQUARE, make_annotation, make_content, make_rle
+from PIL import Image
 
+from contrastmask.data.class_split import ClassSplit
 from contrastmask.data.inspection import inspect_annotation_file
-from contrastmask.data.inspection_tables import format_classes, format_problems
 
 
 @pytest.fixture
@@ -14,8 +15,8 @@ def paths(tmp_path):
     """Function: content of an annotation file -> its path and the folder of its two images."""
     folder = tmp_path / "images"
     folder.mkdir()
-    for name in ("a.png", "b é.png"):
-        data = cv2.imencode(".png", np.zeros((20, 30, 3), np.uint8))[1]
+    for name, size in IMAGE_SIZES.items():
+        data = cv2.imencode(".png", np.zeros((*size, 3), np.uint8))[1]
         (folder / name).write_bytes(data.tobytes())
 
     def write(content):
@@ -26,8 +27,9 @@ def paths(tmp_path):
     return write
 
 
-def found(inspection):
-    return {problem.what: problem.where for problem in inspection.problems}
+def found(inspection, level=None):
+    findings = inspection.report.findings
+    return {x.what: x.where for x in findings if level in (None, x.level)}
 
 
 def test_sound_file(paths):
@@ -35,104 +37,127 @@ def test_sound_file(paths):
         make_annotation(1),
         make_annotation(2, bbox=[5, 4, 8, 5], segmentation=make_rle(True)),
         make_annotation(3, category_id=0, bbox=[1, 1, 4, 6], segmentation=None, image_id=3),
-        make_annotation(
-            4, category_id=0, bbox=[1, 1, 4, 4], iscrowd=1, segmentation=make_rle(False)
-        ),
+        make_annotation(5, category_id=7, bbox=[3, 3, 6, 6], segmentation=[SQUARE], image_id=3),
+        make_annotation(6, category_id=7, bbox=[3, 9, 6, 9], segmentation=None, image_id=3),
     ]
     inspection = inspect_annotation_file(*paths(make_content(annotations)))
-    assert inspection.class_names == ["cat", "dog"] and not inspection.problems
-    cat, dog = inspection.statistics
+    assert inspection.class_names == ["cat", "eel", "dog"] and not inspection.report.findings
+    cat, eel, dog = inspection.statistics
     assert (cat.num_instances, cat.num_masks, cat.box_sizes) == (1, 0, [(4, 6)])
-    assert (dog.num_instances, dog.num_masks) == (2, 2)
-    assert dog.mask_areas[1] == 5 * 8
-    table = format_classes(inspection)
-    assert "2 classes, 3 instances, 2 with a mask, in 2 usable images" in table
-    assert "No problems" in format_problems(inspection)
+    assert (eel.num_instances, eel.num_masks) == (2, 1)
+    assert dog.mask_areas[1] == 5 * 8 and dog.box_sizes[1] == (8, 5)
+    split = ClassSplit(("cat", "eel", "dog"), base=(2,), novel=(0,))
+    table = inspection.table_of_classes(split)
+    cells = [[c.strip() for c in x.split("|")[1:-1]] for x in table.splitlines()[2:5]]
+    assert [x[:4] for x in cells] == [
+        ["cat", "novel", "1", "0"],
+        ["eel", "unused", "2", "1"],
+        ["dog", "base", "2", "2"],
+    ]
+    assert cells[2][4] == "9 x 6" and cells[0][4:] == ["4 x 6", "-", "-"]
+    assert "3 classes, 5 instances, 3 with a mask, in 2 usable images" in table
+    assert "No problems" in inspection.table_of_findings()
+
+
+def test_crowds_do_not_count(paths):
+    crowd = make_annotation(4, category_id=0, iscrowd=1, segmentation=make_rle(False))
+    inspection = inspect_annotation_file(*paths(make_content([make_annotation(1), crowd])))
+    assert [x.num_instances for x in inspection.statistics] == [0, 0, 1]
+    assert not inspection.report.errors
+    assert any("CVAT" in x for x in found(inspection, "warning"))
 
 
 def test_all_problems_are_found_at_once(paths, tmp_path):
     annotations = [
         make_annotation(1, bbox=[2, 2, 20, 15], segmentation=[SQUARE]),
-        make_annotation(2, bbox=[2, 2, 10, 0]),
-        make_annotation(3, bbox=[50, 2, 10, 8]),
+        make_annotation(2, bbox=[2, 2, 10, 0], segmentation=[]),
+        make_annotation(3, bbox=[50, 2, 10, 8], segmentation=[]),
         make_annotation(4, bbox=[-5, 2, 17, 8], segmentation=[]),
-        make_annotation(5, segmentation=[[1, 2, 3, 4]]),
-        make_annotation(5, bbox=[2, 2, "x", 8]),
+        make_annotation(5, bbox=[3, 2, 9, 8], segmentation=[[3, 2, 12, 10]]),
+        make_annotation(15, bbox=[2, 2, "x", 8]),
         make_annotation(6, category_id=99),
-        make_annotation(7, segmentation=[SQUARE, [None] * 6]),
+        make_annotation(7, segmentation=[SQUARE, [None, 1, 2, 3, 4, 5]]),
         make_annotation(8, segmentation=make_rle(True, 30, 20)),
         make_annotation(9, bbox=[3, 3, 6, 6], segmentation=[SQUARE]),
         make_annotation(10, bbox=[3, 3, 6, 6], segmentation=[SQUARE]),
         make_annotation(11, category_id=98),
+        make_annotation(12, image_id=8),
     ]
     content = make_content(annotations)
-    content["categories"] += [{"id": 50, "name": "eel"}, {"id": 51}]
     content["images"] += [
         {"id": 8, "file_name": "none.png", "height": 20, "width": 30},
         {"id": 9, "file_name": "damaged.png", "height": 20, "width": 30},
-        {"id": 10, "file_name": "a.png", "height": 30, "width": 20},
+        {"id": 10, "file_name": "turned.png", "height": 30, "width": 20},
         {"id": 11, "height": 30, "width": 20},
     ]
     json_file, folder = paths(content)
     (tmp_path / "images" / "damaged.png").write_text("not an image")
+    Image.new("RGB", (30, 20)).save(tmp_path / "images" / "turned.png")
     inspection = inspect_annotation_file(json_file, folder)
-    problems = found(inspection)
-    assert problems.pop("image file that cannot be read")[0].startswith("damaged.png (")
-    assert problems == {
-        "mask that does not fit its box": ["annotation 1"],
-        "box without area, left out": ["annotation 2"],
-        "box outside its image, left out": ["annotation 3"],
-        "box partly outside its image": ["annotation 4"],
-        "segmentation without a usable mask, box only": ["annotation 5"],
-        "duplicated annotation id": ["5 (2 times)"],
-        "'bbox' must be numbers of pixels, between -100000 and 100000": [
-            "annotation 5 (image 7), got 'x'"
-        ],
+    errors, warnings = found(inspection, "error"), found(inspection, "warning")
+    assert {k.split(" (")[0][:52]: v for k, v in errors.items()} == {
+        "'bbox' must be 4 numbers of pixels": ["annotation 15 (image 7), got [2, 2, 'x', 8]"],
         "'categories' has no category with its category_id": [
             "annotation 6 (image 7), got 99",
             "annotation 11 (image 7), got 98",
         ],
-        "a polygon must be numbers of pixels, between -100000 and 100000": [
-            "annotation 7 (image 7), got None"
+        "a polygon must be numbers of pixels": ["annotation 7 (image 7), got 'null'"],
+        "the size": ["annotation 8 (image 7), got [30, 20]"],
+        f"missing image file in '{folder}'"[:52]: ["none.png"],
+        "image file that cannot be read": [errors["image file that cannot be read"][0]],
+        "image file of another size than the annotations say": [
+            f"image 10, got {folder}/turned.png: 30 x 20, not 20 x 30"
         ],
-        "the size (height, width) of its RLE is not that of its image": [
-            "annotation 8 (image 7), got [30, 20], the image's is [20, 30]"
-        ],
-        "same class and box more than once in an image": ["annotation 9 = annotation 10"],
-        "it has no 'name'": ["category 51"],
-        "class without instances": ["'cat'", "'eel'"],
-        "missing image file": ["none.png"],
-        "image file of another size than the annotations say": ["a.png: 30 x 20, not 20 x 30"],
         "it has no 'file_name'": ["image 11"],
-        "image without annotations, left out of training": [
-            "image 3",
-            "image 8",
-            "image 9",
-            "image 10",
-        ],
     }
-    assert {p.what for p in inspection.errors}.isdisjoint(
-        {"class without instances", "mask that does not fit its box", "box without area, left out"}
-    )
-    lines = format_problems(inspection).splitlines()[2:]
-    assert len(lines) == len(problems) + 1
-    assert [line.startswith("| error") for line in lines] == [True] * 10 + [False] * 8
+    assert "damaged.png" in errors["image file that cannot be read"][0]
+    assert {k.split(",")[0][:40]: v for k, v in warnings.items()} == {
+        "mask that does not fit its box": ["annotation 1 (image 7)"],
+        "box without area": ["annotation 2 (image 7)"],
+        "box outside of its image": ["annotation 3 (image 7)"],
+        "box partly outside of its image": ["annotation 4 (image 7)"],
+        "segmentation without three points": ["annotation 5 (image 7)"],
+        "same class and box as another annotation": ["annotation 10 (image 7)"],
+    }
+    lines = inspection.table_of_findings().splitlines()[2:]
+    assert [x.startswith("| error") for x in lines] == [True] * 8 + [False] * 6
+    assert [x["image_id"] for x in inspection.records] == [3, 7]
 
 
-def test_image_turned_by_exif(paths, tmp_path):
-    from PIL import Image
+def test_empty_classes_and_images(paths):
+    inspection = inspect_annotation_file(*paths(make_content([make_annotation(1)])))
+    assert found(inspection) == {
+        "class without instances": ["'cat'", "'eel'"],
+        "image without annotations, left out of training": ["image 3"],
+    }
 
+
+@pytest.mark.parametrize("size, number", [((26, 18), 0), ((18, 26), 1)])
+def test_image_turned_by_exif(paths, tmp_path, size, number):
+    """Width and height in the file are 18 and 26, which have to be those of the turned image."""
     json_file, folder = paths(make_content([make_annotation(1)]))
-    image = Image.new("RGB", (20, 30))
+    image = Image.new("RGB", size)
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "images" / "a.png", exif=exif)
-    assert not inspect_annotation_file(json_file, folder).errors
+    inspection = inspect_annotation_file(json_file, folder)
+    errors, warnings = found(inspection, "error"), found(inspection, "warning")
+    assert len(errors) == number and all("EXIF" in x[0] for x in errors.values())
+    if not number:
+        (where,) = [v for k, v in warnings.items() if "EXIF" in k]
+        assert where == ["image 3"]
 
 
-def test_mask_fits_with_rounded_polygons(paths):
-    polygons = [[x + 0.4 for x in TRIANGLE]]
-    inspection = inspect_annotation_file(
-        *paths(make_content([make_annotation(1, segmentation=polygons)]))
-    )
-    assert "mask that does not fit its box" not in found(inspection)
+def test_gray_levels_of_16_bits(paths, tmp_path):
+    json_file, folder = paths(make_content([make_annotation(1)]))
+    Image.fromarray(np.full((26, 18), 40_000, np.uint16)).save(tmp_path / "images" / "a.png")
+    assert "GRAY_RANGE" in str(found(inspect_annotation_file(json_file, folder), "error"))
+    assert not inspect_annotation_file(json_file, folder, gray_range=[0, 65535]).report.errors
+
+
+def test_file_that_cannot_be_read(paths):
+    json_file, folder = paths("{")
+    inspection = inspect_annotation_file(json_file, folder)
+    (error,) = inspection.report.errors
+    assert "is not JSON" in error.what and json_file not in error.what
+    assert not inspection.class_names

@@ -1,0 +1,486 @@
+"""The entries of 'annotations' in a COCO-format file: each is understood, repaired or refused."""
+
+from array import array
+from itertools import chain, groupby
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.structures import BoxMode
+
+from .annotation_geometry import check_geometry
+from .masks import (
+    MIN_NUMBERS,
+    SegmentationError,
+    check_polygons,
+    compressed_rle,
+    has_hole,
+    is_nothing,
+    parse_number,
+    parse_polygons,
+    parse_segmentation,
+)
+from .reading_report import ReadingReport, short
+
+__all__ = [
+    "BOX_FORMATS",
+    "CROWDS",
+    "CROWD_WARNING",
+    "MAX_COORDINATE",
+    "AnnotationReader",
+    "Ids",
+    "ReadingOptions",
+    "to_id",
+]
+
+# How the four numbers of a box become x, y, width, height: values of DATASETS.BOX_FORMAT.
+BOX_FORMATS = {
+    "xywh": lambda x, y, w, h: [x, y, w, h],
+    "xyxy": lambda x0, y0, x1, y1: [x0, y0, x1 - x0, y1 - y0],
+    "cxcywh": lambda x, y, w, h: [x - w / 2, y - h / 2, w, h],
+}
+# Values of DATASETS.CROWDS.
+CROWDS = ("ignore", "objects")
+CROWD_WARNING = (
+    "crowd (iscrowd 1), left out of training. CVAT and V7 mark drawn masks in this way: if these "
+    "are objects, set DATASETS.CROWDS objects"
+)
+# No coordinate or image side may be larger, in pixels. It keeps damaged files from asking for
+# masks of many gigabytes.
+MAX_COORDINATE = 100_000
+# Boxes with a shorter side, in pixels, are left out; scaling and rounding would make them empty.
+_MIN_BOX_SIDE = 0.01
+# An object with a shorter side, in pixels, may lie between the centers of pixels.
+_MIN_MASK_SIDE = 3.0
+# Polygons are checked in batches of this many annotations to bound the memory this takes.
+_CHECK_BATCH = 20_000
+_FLAGS = {0: 0, 1: 1, "0": 0, "1": 1, "false": 0, "true": 1}
+
+
+class ReadingOptions(NamedTuple):
+    """
+    crowds (str): what ``iscrowd`` 1 means, see ``DATASETS.CROWDS``.
+    box_format (str): see ``DATASETS.BOX_FORMAT``.
+    boxes_from_masks (bool): see ``DATASETS.BOXES_FROM_MASKS``.
+    """
+
+    crowds: str = "ignore"
+    box_format: str = "xywh"
+    boxes_from_masks: bool = False
+
+
+def to_id(value):
+    """An id as a number or text; None if it is neither. 7.0 is 7, text stays text."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int or isinstance(value, str) and value.strip() else None
+
+
+class Ids:
+    """Looks up entries by id, also where a number stands as text in one place of the file."""
+
+    def __init__(self):
+        self._index: Dict[object, int] = {}
+        self._by_text: Dict[str, List[int]] = {}
+
+    def add(self, value, index: int) -> None:
+        self._index[value] = index
+        self._by_text.setdefault(str(value).strip(), []).append(index)
+
+    def find(self, value) -> Optional[int]:
+        value = to_id(value)
+        if value is None:
+            return None
+        if value in self._index:
+            return self._index[value]
+        found = self._by_text.get(str(value).strip(), ())
+        return found[0] if len(found) == 1 else None
+
+    def __contains__(self, value) -> bool:
+        return value in self._index
+
+
+class _Annotation(NamedTuple):
+    """
+    One annotation whose values are understood.
+
+    index (int): in the file. id: as in the file, or its new number.
+    image (int): index of its image entry. category (int): contiguous id of its class.
+    is_crowd, is_ignored (bool): whether training leaves it out.
+    box (list or None): four numbers as in the file; None where there is none.
+    mask: polygons or RLE of :class:`ParsedMask`, or None.
+    original (dict): as in the file. where (str): for messages.
+    """
+
+    index: int
+    id: object
+    image: int
+    category: int
+    is_crowd: bool
+    is_ignored: bool
+    box: Optional[list]
+    mask: object
+    original: dict
+    where: str
+
+
+class _Mask(NamedTuple):
+    """
+    segmentation (list or dict or None): the usable mask in Detectron2's format, or None.
+    extent (tuple or None): x0, y0, x1, y1 of what was drawn, usable or not; None for nothing.
+    thin (list or None): polygons of an object so thin that they cover no pixel.
+    warning (str): what deserves a look; empty for nothing.
+    is_faulty (bool): refused, and reported.
+    """
+
+    segmentation: object = None
+    extent: Optional[Tuple[float, float, float, float]] = None
+    thin: Optional[list] = None
+    warning: str = ""
+    is_faulty: bool = False
+
+
+class AnnotationReader:
+    """From the entries of 'annotations' to Detectron2's format."""
+
+    def __init__(self, categories, images, options: ReadingOptions, report: ReadingReport):
+        """
+        Args:
+            categories, images: the sound entries of the file, see coco_format.py.
+            options: how values are read.
+            report: where findings go.
+        """
+        self._categories = categories
+        self._images = images
+        self._options = options
+        self._report = report
+
+    def read(self, annotations: List[dict]) -> List[List[dict]]:
+        """
+        Args:
+            annotations: the entries of the file.
+
+        Returns:
+            list[list[dict]]: for each image entry its annotations, in the order of the file.
+        """
+        ids = self._annotation_ids(annotations)
+        parsed = [self._parse(i, x, ids[i]) for i, x in enumerate(annotations)]
+        parsed = [x for x in parsed if x is not None]
+        masks = self._masks(parsed)
+        sound = [k for k, mask in enumerate(masks) if not mask.is_faulty]
+        parsed, masks = [parsed[k] for k in sound], [masks[k] for k in sound]
+        is_plausible = check_geometry(
+            self._report,
+            boxes=[x.box for x in parsed],
+            extents=[mask.extent for mask in masks],
+            is_usable=[mask.segmentation is not None or mask.thin is not None for mask in masks],
+            sizes=[self._size(x) for x in parsed],
+            where=[x.where for x in parsed],
+            options=self._options,
+        )
+        instances: List[List[dict]] = [[] for _ in self._images.entries]
+        if not is_plausible:  # what could be said of single annotations would only follow from it
+            return instances
+        seen: Dict[tuple, str] = {}
+        for x, mask in zip(parsed, masks):
+            instance = self._instance(x, mask)
+            if instance is None:
+                continue
+            instances[x.image].append(instance)
+            same = seen.setdefault((x.image, x.category, *instance["bbox"]), x.where)
+            if same != x.where:
+                self._report.warn("same class and box as another annotation of the image", x.where)
+        return instances
+
+    # -- values -----------------------------------------------------------------------------------
+
+    def _annotation_ids(self, annotations: List[dict]) -> list:
+        ids = [to_id(x.get("id")) for x in annotations]
+        known = [x for x in ids if x is not None]
+        if len(known) == len(ids) and len(set(map(str, known))) == len(ids):
+            return ids
+        what = "missing" if len(known) < len(ids) else "repeated"
+        for number in range(1, len(ids) + 1):
+            self._report.repaired(
+                f"annotation ids {what}, all annotations numbered from 1", f"annotation {number}"
+            )
+        return list(range(1, len(ids) + 1))
+
+    def _parse(self, index: int, entry: dict, annotation_id) -> Optional[_Annotation]:
+        where = f"annotation {annotation_id!r} (image {short(entry.get('image_id'))})"
+        image = self._look_up(self._images, "image", entry, where)
+        category = self._look_up(self._categories, "category", entry, where)
+        if image is None or category is None:
+            return None
+        is_crowd, is_ignored = (self._flag(entry, key, where) for key in ("iscrowd", "ignore"))
+        if is_crowd is None or is_ignored is None or not self._check_area(entry, where):
+            return None
+        try:
+            box = self._box(entry.get("bbox"), where)
+        except ValueError as error:
+            self._report.error(str(error), where, short(entry["bbox"]))
+            return None
+        try:
+            mask, repairs = parse_segmentation(entry.get("segmentation"))
+        except SegmentationError as error:
+            self._refuse_mask(error, where, entry)
+            return None
+        for what in repairs:
+            self._report.repaired(what, where)
+        return _Annotation(
+            index, annotation_id, image, category, is_crowd, is_ignored, box, mask, entry, where
+        )
+
+    def _look_up(self, entries, what: str, entry: dict, where: str) -> Optional[int]:
+        key = f"{what}_id"
+        value = entry.get(key)
+        index = entries.lookup.find(value)
+        if index is None and not entries.is_excused(value):
+            if key in entry:
+                plural = {"image": "images", "category": "categories"}[what]
+                self._report.error(f"'{plural}' has no {what} with its {key}", where, short(value))
+            else:
+                self._report.error(f"'{key}' is missing", where)
+        elif index is not None and type(value) is not type(entries.entries[index].id):
+            self._report.repaired(f"'{key}' as text or as a float", where)
+        return index
+
+    def _flag(self, entry: dict, key: str, where: str) -> Optional[bool]:
+        value = entry.get(key)
+        if value is None or type(value) in (bool, int) and value in (0, 1):
+            return bool(value)
+        text = value.strip().lower() if isinstance(value, str) else parse_number(value)
+        known = False if is_nothing(value) else _FLAGS.get(text)
+        if known is None:
+            self._report.error(f"'{key}' must be 0 or 1", where, short(value))
+            return None
+        self._report.repaired(f"'{key}' as text, as a float, or NaN", where)
+        return bool(known)
+
+    def _check_area(self, entry: dict, where: str) -> bool:
+        area = entry.get("area")
+        if area is None or type(area) in (int, float) and parse_number(area) is not None:
+            return True
+        if parse_number(area) is None and not is_nothing(area):
+            self._report.error("'area' must be a number", where, short(area))
+            return False
+        self._report.repaired("'area' as text, or NaN", where)
+        return True
+
+    def _box(self, box, where: str) -> Optional[list]:
+        """
+        Returns:
+            list or None: four numbers; None where the file has no box.
+
+        Raises:
+            ValueError: for a value that is no box.
+        """
+        if is_nothing(box):
+            return None
+        if isinstance(box, list) and len(box) == 4:
+            if any(isinstance(x, float) and x != x for x in box):
+                self._report.repaired("box with NaN, taken for none", where)
+                return None
+            numbers = [float(x) if type(x) is bool else parse_number(x) for x in box]
+            if None not in numbers and max(map(abs, numbers)) <= MAX_COORDINATE:
+                if any(isinstance(x, str) for x in box):
+                    self._report.repaired("numbers as text", where)
+                return numbers if any(numbers) else None  # four zeros say that there is none
+        raise ValueError(
+            "'bbox' must be 4 numbers of pixels (x, y, width, height), between "
+            f"-{MAX_COORDINATE} and {MAX_COORDINATE}"
+        )
+
+    # -- masks ------------------------------------------------------------------------------------
+
+    def _masks(self, parsed: List[_Annotation]) -> List[_Mask]:
+        masks = [_Mask()] * len(parsed)
+        with_polygons = []
+        for k, x in enumerate(parsed):
+            if isinstance(x.mask, list):
+                with_polygons.append(k)
+            elif x.mask is not None:
+                try:
+                    rle = compressed_rle(x.mask, *self._size(x))
+                except SegmentationError as error:
+                    masks[k] = self._refuse_mask(error, x.where, x.original)
+                    continue
+                if rle is not None:
+                    left, top, width, height = mask_util.toBbox(rle).tolist()
+                    masks[k] = _Mask(rle, (left, top, left + width, top + height))
+        for start in range(0, len(with_polygons), _CHECK_BATCH):
+            self._check_polygons(parsed, with_polygons[start : start + _CHECK_BATCH], masks)
+        return masks
+
+    def _refuse_mask(self, error: SegmentationError, where: str, entry: dict) -> _Mask:
+        value = entry["segmentation"] if error.value is None else error.value
+        self._report.error(str(error), where, short(value))
+        return _Mask(is_faulty=True)
+
+    def _check_polygons(self, parsed: List[_Annotation], which: List[int], masks: list) -> None:
+        """Set the masks of some thousand annotations with polygons."""
+        polygons, owners = [], []
+        for k in which:
+            try:
+                found = self._numeric_polygons(parsed[k])
+            except SegmentationError as error:
+                masks[k] = self._refuse_mask(error, parsed[k].where, parsed[k].original)
+                continue
+            polygons += found
+            owners += [k] * len(found)
+        if not polygons:
+            return
+        numbers = np.frombuffer(array("d", chain.from_iterable(polygons)))
+        lengths = np.array([len(p) for p in polygons])
+        sizes = np.array([self._size(parsed[k]) for k in owners])
+        # A comparison with NaN is False.
+        is_far = ~(np.abs(numbers) <= MAX_COORDINATE)
+        far_owners = {owners[i] for i in np.repeat(np.arange(len(lengths)), lengths)[is_far]}
+        usable, too_long = check_polygons(np.where(is_far, 0.0, numbers), lengths, sizes)
+        points = numbers.reshape(-1, 2)
+        starts = np.cumsum(lengths // 2) - lengths // 2
+        extents = np.concatenate(
+            [np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)], axis=1
+        )
+        for k, group in groupby(range(len(owners)), key=owners.__getitem__):
+            own = list(group)
+            reason = ""
+            if k in far_owners:
+                reason = f"a polygon has values that are no pixels, or beyond {MAX_COORDINATE}"
+            elif too_long[own].any():
+                reason = "the outline of a polygon is too long"
+            if reason:
+                error = SegmentationError(reason)
+                masks[k] = self._refuse_mask(error, parsed[k].where, parsed[k].original)
+            else:
+                kept = [i for i in own if usable[i]]
+                drawn = extents[kept or own]
+                extent = (*drawn[:, :2].min(axis=0).tolist(), *drawn[:, 2:].max(axis=0).tolist())
+                masks[k] = self._mask_of_polygons(
+                    [polygons[i] for i in own], [polygons[i] for i in kept], extent
+                )
+
+    @staticmethod
+    def _mask_of_polygons(polygons: List[list], kept: List[list], extent: tuple) -> _Mask:
+        """
+        Args:
+            polygons: all polygons of an annotation.
+            kept: those of them that cover a pixel.
+            extent: x0, y0, x1, y1 of these, or of all if there are none.
+        """
+        if not kept:
+            outlines = [p for p in polygons if len(p) >= MIN_NUMBERS]
+            is_thin = min(extent[2] - extent[0], extent[3] - extent[1]) < _MIN_MASK_SIDE
+            what = "segmentation without three points, or without a pixel of its image: box only"
+            return _Mask(None, extent, outlines if outlines and is_thin else None, what)
+        if len(kept) < len(polygons):
+            what = "polygon without three points, or without a pixel of its image, left out"
+            return _Mask(kept, extent, warning=what)
+        if len(kept) > 1 and has_hole(kept):
+            what = "hole drawn as a second polygon: COCO fills it. Export masks with holes as RLE"
+            return _Mask(kept, extent, warning=what)
+        return _Mask(kept, extent)
+
+    def _numeric_polygons(self, x: _Annotation) -> List[list]:
+        """
+        Raises:
+            SegmentationError: for values that are no coordinates.
+        """
+        try:
+            # Fails for text, null and lists among the numbers.
+            array("d", chain.from_iterable(x.mask))
+            if not any(len(p) % 2 for p in x.mask):
+                return x.mask
+        except (TypeError, OverflowError):
+            pass
+        polygons, repairs = parse_polygons(x.mask)
+        for what in repairs:
+            self._report.repaired(what, x.where)
+        return polygons
+
+    # -- result -----------------------------------------------------------------------------------
+
+    def _instance(self, x: _Annotation, mask: _Mask) -> Optional[dict]:
+        if mask.warning:
+            self._report.warn(mask.warning, x.where)
+        box = self._final_box(x, mask)
+        if box is None:
+            return None
+        instance = {
+            "id": x.id,
+            "index": x.index,
+            "bbox": box,
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": x.category,
+            "iscrowd": int(x.is_ignored or self._is_left_out(x)),
+        }
+        if mask.segmentation is not None:
+            instance["segmentation"] = mask.segmentation
+        elif mask.thin is not None:
+            instance["thin_segmentation"] = mask.thin
+        if parse_number(x.original.get("area")) is not None:
+            instance["area"] = parse_number(x.original["area"])
+        self._count(x, mask)
+        return instance
+
+    def _is_left_out(self, x: _Annotation) -> bool:
+        return x.is_crowd and self._options.crowds == "ignore"
+
+    def _final_box(self, x: _Annotation, mask: _Mask) -> Optional[list]:
+        """XYWH, or None for an annotation without a usable box, which is left out."""
+        height, width = self._size(x)
+        has_mask = mask.segmentation is not None
+        box = None if x.box is None else BOX_FORMATS[self._options.box_format](*x.box)
+        is_usable = box is not None and _is_usable(box, height, width)
+        if is_usable and not (self._options.boxes_from_masks and has_mask):
+            left, top, w, h = box
+            # A rounding error is not worth a word.
+            if min(left, top, width - left - w, height - top - h) < -1:
+                self._report.warn("box partly outside of its image", x.where)
+            return box
+        if has_mask:
+            if is_usable:
+                self._report.count("box taken from the mask (DATASETS.BOXES_FROM_MASKS)")
+            else:
+                self._report.repaired("box missing, empty or outside: taken from the mask", x.where)
+            x0, y0 = max(mask.extent[0], 0.0), max(mask.extent[1], 0.0)
+            x1, y1 = min(mask.extent[2], float(width)), min(mask.extent[3], float(height))
+            return [x0, y0, max(x1 - x0, _MIN_BOX_SIDE), max(y1 - y0, _MIN_BOX_SIDE)]
+        if box is None:
+            what = "neither box nor usable mask"
+        else:
+            what = "box outside of its image" if min(box[2:]) > 0 else "box without area"
+        self._report.warn(f"{what}, left out", x.where)
+        return None
+
+    def _count(self, x: _Annotation, mask: _Mask) -> None:
+        if x.is_ignored:
+            self._report.count("marked 'ignore', left out of training")
+            return
+        if self._is_left_out(x):
+            self._report.warn(CROWD_WARNING, x.where)
+            return
+        if x.is_crowd:
+            self._report.count("iscrowd 1, taken as an object (DATASETS.CROWDS)")
+        self._report.count("mask" if mask.segmentation is not None else "box only")
+        attributes = x.original.get("attributes")
+        if mask.segmentation is None and isinstance(attributes, dict):
+            angle = parse_number(attributes.get("rotation")) or 0
+            if angle % 360:
+                self._report.warn(
+                    "rotated box (attributes.rotation): 'bbox' is the box before it was turned",
+                    x.where,
+                )
+
+    def _size(self, x: _Annotation) -> Tuple[int, int]:
+        """Height and width of the image of an annotation."""
+        image = self._images.entries[x.image]
+        return image.height, image.width
+
+
+def _is_usable(box, height, width) -> bool:
+    """Whether a box (XYWH) has some area inside of its image."""
+    left, top, w, h = box
+    inside_w = min(left + w, width) - max(left, 0)
+    inside_h = min(top + h, height) - max(top, 0)
+    return inside_w >= _MIN_BOX_SIDE and inside_h >= _MIN_BOX_SIDE
