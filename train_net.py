@@ -15,8 +15,8 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from contrastmask.checkpoint import ContrastMaskCheckpointer, check_class_names
-from contrastmask.data import check_num_classes, check_supervision
+from contrastmask.checkpoint import ContrastMaskCheckpointer
+from contrastmask.data import check_all, check_classes
 from contrastmask.engine import Trainer, launch, setup
 from contrastmask.engine.programs import program, user_errors
 
@@ -29,8 +29,7 @@ def main(args):
 def run(args):
     cfg = setup(args)
     if args.eval_only:
-        check_num_classes(cfg, cfg.DATASETS.TEST)
-        check_class_names(cfg, cfg.DATASETS.TEST)
+        check_classes(cfg, cfg.DATASETS.TEST)
         model = Trainer.build_model(cfg)
         checkpointer = ContrastMaskCheckpointer(model, cfg.OUTPUT_DIR, require_all=True)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
@@ -41,8 +40,9 @@ def run(args):
             verify_results(cfg, results)
         return results
 
-    check_num_classes(cfg)
-    check_supervision(cfg)
+    check_all(cfg)
+    for name in cfg.DATASETS.TEST:  # complain before training, not after it
+        Trainer.build_evaluator(cfg, name)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

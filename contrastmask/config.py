@@ -7,6 +7,7 @@ from typing import Iterator, Sequence
 import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
 from yaml import YAMLError
 
 from .config_files import config_path
@@ -15,9 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 def default_config() -> CN:
-    """Detectron2's default config with the keys of ContrastMask."""
+    """
+    Detectron2's default config with the keys of ContrastMask. ``MODEL.ROI_HEADS.NUM_CLASSES`` is 0:
+    it follows from the data unless somebody sets it.
+    """
     cfg = get_cfg()
     add_contrastmask_config(cfg)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 0
     return cfg
 
 
@@ -31,7 +36,8 @@ def get_config(config_file: str, opts: Sequence[str] = ()) -> CN:
 
     Returns:
         CfgNode: not frozen. Datasets of ``DATASETS.COCO_FORMAT`` are not registered yet: see
-        :func:`contrastmask.data.register_datasets`.
+        :func:`contrastmask.data.register_datasets`; ``MODEL.ROI_HEADS.NUM_CLASSES`` may still be 0
+        for these: see :func:`contrastmask.data.set_num_classes`.
 
     Raises:
         ValueError: if the file cannot be read, and for keys and values that do not exist; it names
@@ -42,6 +48,10 @@ def get_config(config_file: str, opts: Sequence[str] = ()) -> CN:
         # Detectron2's default would run code that is written in the file.
         cfg.merge_from_file(config_path(config_file), allow_unsafe=False)
     merge_overrides(cfg, opts)
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
+        names = [MetadataCatalog.get(x).get("thing_classes") for x in cfg.DATASETS.TRAIN]
+        if len(names) == 1 and names[0]:  # known before a file is read, as for COCO
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names[0])
     return cfg
 
 
@@ -150,15 +160,12 @@ def _add_dataset_config(cfg):
     # dataset that is not base. Classes named in neither list are trained with their boxes, and
     # count in the "all" row of the evaluation only.
     cfg.DATASETS.NOVEL_CLASSES = []
-    # Names of the model's classes in its order. Empty: those of the first of DATASETS.TRAIN. A
-    # checkpoint that was written in training brings them along, so that nothing after training
-    # needs the training data.
-    cfg.DATASETS.CLASS_NAMES = []
     # Datasets in COCO format to register under a name, each [name, annotation file, image folder].
     # The names can then be used in DATASETS.TRAIN and DATASETS.TEST.
     cfg.DATASETS.COCO_FORMAT = []
     # Names of the model's classes, in the order of their ids. Empty: the classes of DATASETS.TRAIN.
-    # Classes of datasets are matched with these by name. Checkpoints carry this list.
+    # Classes of datasets are matched with these by name. Checkpoints bring this list along, so that
+    # nothing after training needs the training data.
     cfg.DATASETS.CLASS_NAMES = []
     # What "iscrowd" 1 means in files of COCO_FORMAT: "ignore" (COCO: regions that training leaves
     # out, and in which the evaluation ignores detections) or "objects" (CVAT and V7 mark drawn

@@ -17,13 +17,13 @@ from detectron2.data import transforms as T
 from detectron2.layers import paste_masks_in_image
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from .checkpoint import ContrastMaskCheckpointer, model_class_split, model_config
 from .config import use_available_device
 from .data import ContrastMaskDatasetMapper
-from .data.images import read_image
+from .data.images import ImageReader
 from .modeling.build import build_model
 
 __all__ = [
@@ -65,6 +65,7 @@ class Predictor:
         base, novel (tuple[str]): names of the classes whose masks were learned from, and of those
             with boxes only.
         class_split (ClassSplit): the same as ids.
+        read_image (ImageReader): reads image files as RGB arrays.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Predictor:
         self.class_names = self.class_split.class_names
         self.base, self.novel = self.class_split.base_names, self.class_split.novel_names
         self.model = load_model(cfg)
+        self.read_image = ImageReader.from_config(cfg, format="RGB")
         self._to_input = ModelInput(cfg)
         self._pixels: Optional[np.ndarray] = None
         self._encoded: Optional[Encoded] = None
@@ -133,7 +135,7 @@ class Predictor:
         Args:
             image: as in :meth:`__call__`. It is compared with the last one by its pixels.
         """
-        pixels = to_rgb(image)
+        pixels = to_rgb(image, self.read_image)
         if self._pixels is None or not np.array_equal(pixels, self._pixels):
             self._pixels = self._encoded = None
             self._encoded = encode(self.model, [self._to_input(pixels)])
@@ -213,20 +215,19 @@ def load_model(cfg, weights: Optional[str] = None) -> nn.Module:
     return model
 
 
-def to_rgb(image: ImageLike) -> np.ndarray:
+def to_rgb(image: ImageLike, reader: ImageReader) -> np.ndarray:
     """
     Args:
         image: as in :meth:`Predictor.__call__`.
+        reader: of files and PIL images, as RGB.
 
     Returns:
         (H, W, 3) uint8, RGB; perhaps the array that was given.
     """
     if isinstance(image, (str, os.PathLike)):
-        return read_image(os.fspath(image), format="RGB")
+        return reader(os.fspath(image))
     if isinstance(image, Image.Image):
-        if image.mode == "F" or image.mode.startswith("I"):
-            raise ValueError(f"The image has more than 8 bits a channel (mode {image.mode})")
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return reader.convert(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(
             f"An image is a path, a PIL image or an array (H, W, 3), not a {type(image).__name__}"

@@ -26,7 +26,7 @@ from detectron2.utils.logger import setup_logger  # noqa: E402
 from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from contrastmask.data.images import ImageFileError, read_image  # noqa: E402
+from contrastmask.data.images import ImageFileError  # noqa: E402
 from contrastmask.engine.programs import (  # noqa: E402
     add_model_arguments,
     build_predictor,
@@ -77,7 +77,7 @@ def main(argv=None):
     with adding_enhanced_maps(predictor.model) if args.explain else contextlib.nullcontext():
         for path, name in zip(tqdm(paths, unit="image", disable=None), output_names(paths)):
             try:
-                image = read_image(path, format="RGB")
+                image = predictor.read_image(path)
             except ImageFileError as error:
                 logger.error(str(error))
                 num_failed += 1

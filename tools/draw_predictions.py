@@ -13,11 +13,9 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from detectron2.data import DatasetCatalog  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
-from contrastmask.checkpoint import check_class_names  # noqa: E402
-from contrastmask.data import register_datasets  # noqa: E402
+from contrastmask.data import check_classes, register_datasets, test_records  # noqa: E402
 from contrastmask.engine.programs import (  # noqa: E402
     add_model_arguments,
     build_predictor,
@@ -57,11 +55,18 @@ def main(argv=None):
         raise ValueError("DATASETS.TEST names no dataset: give --dataset")
     register_datasets(cfg)
     dataset_name = args.dataset or cfg.DATASETS.TEST[0]
-    records = DatasetCatalog.get(dataset_name)
-    check_class_names(cfg, [dataset_name])
+    check_classes(cfg, [dataset_name])
+    records = test_records(cfg, dataset_name)
     records = select_records(records, predictor.class_split, args.num_images)
     detections = predictor([x["file_name"] for x in records])
-    write_sheet(args.output, records, detections, predictor.class_split, args.score_threshold)
+    write_sheet(
+        args.output,
+        records,
+        detections,
+        predictor.class_split,
+        args.score_threshold,
+        predictor.read_image,
+    )
     logging.getLogger("contrastmask.draw_predictions").info(
         f"Wrote {args.output}: {len(records)} images of {dataset_name}"
     )

@@ -4,7 +4,6 @@ from .checkpointer import ContrastMaskCheckpointer
 from .description import (
     DESCRIPTION_KEY,
     Description,
-    check_class_names,
     model_class_split,
     model_config,
 )

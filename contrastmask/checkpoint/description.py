@@ -14,9 +14,14 @@ from detectron2.utils.file_io import PathManager
 
 from .. import __version__
 from ..config import default_config, get_config, merge_overrides, naming_config
-from ..data import ClassSplit, class_split_from_config, register_datasets, resolve_class_split
+from ..data import (
+    ClassSplit,
+    class_split_from_config,
+    register_datasets,
+    resolve_class_split,
+    set_num_classes,
+)
 from ..data.class_split import BASE_KEY, NOVEL_KEY
-from ..data.supervision import class_names_of
 from .layouts import MODEL_ZOO_FILES
 from .reading import read_torch_file
 
@@ -24,7 +29,6 @@ __all__ = [
     "CLASSES_KEY",
     "DESCRIPTION_KEY",
     "Description",
-    "check_class_names",
     "model_class_split",
     "model_config",
 ]
@@ -219,6 +223,9 @@ def model_config(config_file: str, opts: Sequence[str] = (), weights: str = "") 
     if description is not None:
         description.set_classes(cfg, overridden)
     cfg.MODEL.WEIGHTS = weights
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
+        register_datasets(cfg)
+        set_num_classes(cfg)
     return cfg
 
 
@@ -240,18 +247,7 @@ def model_class_split(cfg: CfgNode) -> ClassSplit:
     if not cfg.DATASETS.TRAIN:
         raise ValueError(f"The names of the classes are not known: set {CLASSES_KEY}")
     register_datasets(cfg)
-    return class_split_from_config(cfg, cfg.DATASETS.TRAIN[0])
-
-
-def check_class_names(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
-    """Raise ValueError if datasets have other classes than the model, or in another order."""
-    expected = cfg.DATASETS.CLASS_NAMES
-    for dataset in dataset_names if expected else ():
-        for index, (ours, theirs) in enumerate(zip(expected, class_names_of(dataset))):
-            if ours != theirs:
-                raise ValueError(
-                    f"Class {index} is '{ours}' in the model and '{theirs}' in dataset '{dataset}'"
-                )
+    return class_split_from_config(cfg)
 
 
 def _items(cfg: CfgNode, prefix: str = "") -> Iterator[Tuple[str, object]]:

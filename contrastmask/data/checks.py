@@ -1,8 +1,6 @@
 """What can be known before training is said before training: config and data against each other."""
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import List, Optional, Sequence
 
 from detectron2.data import DatasetCatalog
@@ -12,7 +10,7 @@ from tabulate import tabulate
 from .class_split import ROLES
 from .coco_format import Annotations
 from .datasets import annotations_of, class_names_of, describe, model_class_names
-from .images import ImageFileError, read_header
+from .images import ImageFileError, ImageReader, read_headers
 from .masks import has_usable_mask
 from .reading_report import names
 from .supervision import (
@@ -25,8 +23,6 @@ from .supervision import (
 __all__ = ["check_classes", "check_image_files", "check_supervision", "check_test_data"]
 
 logger = logging.getLogger(__name__)
-
-_NUM_THREADS = 16  # which wait for disks
 
 
 def check_classes(cfg, dataset_names: Optional[Sequence[str]] = None) -> None:
@@ -162,12 +158,12 @@ def check_test_data(cfg) -> None:
             )
 
 
-def check_image_files(annotations: Annotations, gray_range: Sequence[float] = ()) -> List[dict]:
+def check_image_files(annotations: Annotations, reader: ImageReader) -> List[dict]:
     """Compare the headers of all image files with the annotation file.
 
     Args:
         annotations: what was read. Findings go to its report.
-        gray_range: see ``INPUT.GRAY_RANGE``.
+        reader: that images are read with later.
 
     Returns:
         list[dict]: the records whose image can be used.
@@ -177,13 +173,15 @@ def check_image_files(annotations: Annotations, gray_range: Sequence[float] = ()
     """
     report, usable = annotations.report, []
     files = list(dict.fromkeys(x["file_name"] for x in annotations.records))
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        headers = dict(zip(files, pool.map(partial(_header_or_error, bool(gray_range)), files)))
+    headers = dict(zip(files, read_headers(files)))
     shared = {}
     for record in annotations.records:
         header, where = headers[record["file_name"]], f"image {record['image_id']!r}"
-        if isinstance(header, ImageFileError):
-            report.error("image file that cannot be read", where, str(header))
+        is_read = not isinstance(header, ImageFileError)
+        problem = reader.problem_of(header) if is_read else str(header)
+        if problem:
+            value = f"{record['file_name']}: {problem}" if is_read else problem
+            report.error("image file that cannot be used", where, value)
             continue
         size = record["height"], record["width"]
         is_turned = header.orientation != 1
@@ -207,13 +205,6 @@ def check_image_files(annotations: Annotations, gray_range: Sequence[float] = ()
     return usable
 
 
-def _header_or_error(allow_deep: bool, path: str):
-    try:
-        return read_header(path, allow_deep)
-    except ImageFileError as error:
-        return error
-
-
 def check_all(cfg) -> None:
     """Everything that train_net.py checks before it builds a model.
 
@@ -226,7 +217,7 @@ def check_all(cfg) -> None:
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         annotations = annotations_of(name)
         if annotations is not None:
-            check_image_files(annotations, cfg.INPUT.GRAY_RANGE)
+            check_image_files(annotations, ImageReader.from_config(cfg))
 
 
 def _sum_counts(dataset_names: Sequence[str], class_names: Sequence[str]) -> MaskCounts:

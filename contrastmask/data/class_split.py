@@ -80,12 +80,6 @@ class ClassSplit:
         others = {*self.base, *self.novel}
         return tuple(i for i in range(len(self.class_names)) if i not in others)
 
-    def role(self, class_id: int) -> str:
-        """Role of a contiguous class id: "base", "novel" or "unused"."""
-        if class_id in self.base:
-            return "base"
-        return "novel" if class_id in self.novel else "unused"
-
     @property
     def base_names(self) -> Tuple[str, ...]:
         return tuple(self.class_names[i] for i in self.base)

@@ -14,7 +14,7 @@ from detectron2.utils.logger import log_first_n
 from tabulate import tabulate
 
 from .coco_annotations import MAX_COORDINATE, AnnotationReader, Ids, ReadingOptions, to_id
-from .images import ImageFileError, ImageFolder, read_header
+from .images import ImageFileError, ImageFolder, read_headers
 from .masks import is_nothing, parse_number
 from .reading_report import AnnotationFileError, ReadingReport, names, short
 
@@ -38,6 +38,7 @@ class Annotations:
             in the file; "area", if the file says one; and "thin_segmentation": polygons that cover
             no pixel, of an object thinner than 3 pixels, which only the evaluation uses.
         report: what was found on the way.
+        is_federated: in each image only some classes are annotated (LVIS).
     """
 
     path: str
@@ -45,6 +46,7 @@ class Annotations:
     category_ids: List[int]
     records: List[dict]
     report: ReadingReport
+    is_federated: bool = False
 
 
 def read_annotations(
@@ -63,7 +65,8 @@ def read_annotations(
 
     Args:
         path: of the annotation file.
-        image_root: folder of the images. None: file names stay as they are, no file is looked for.
+        image_root: folder of the images. None: file names stay as they are, no file is looked for,
+            and 'annotations' may be missing, as for the test sets of COCO.
         options: how crowds and boxes are meant.
         report: where findings go; it also decides whether errors are raised or collected. With
             collected errors, faulty entries are left out of the result.
@@ -75,7 +78,10 @@ def read_annotations(
         AnnotationFileError: if the file is not sound, or an image file is missing.
     """
     report = report or ReadingReport(path)
-    content = _sections(load_json(path), report)
+    content = load_json(path)
+    if image_root is None:
+        content.setdefault("annotations", [])
+    content = _sections(content, report)
     categories = _Categories(content, report)
     images = _Images(content["images"], image_root, report)
     reader = AnnotationReader(categories, images, options or ReadingOptions(), report)
@@ -97,6 +103,7 @@ def read_annotations(
         [x.id for x in categories.entries],
         records,
         report,
+        any("neg_category_ids" in x for x in content["images"]),
     )
 
 
@@ -335,13 +342,12 @@ class _Images:
             if self._root is None:
                 self._report.error("it has no 'height' and 'width'", where)
                 return None
-            try:
-                sides = read_header(file).size
-            except ImageFileError as error:
-                self._report.error(
-                    "image without 'height' or 'width' that cannot be read", where, str(error)
-                )
+            (header,) = read_headers([file])
+            if isinstance(header, ImageFileError):
+                reason = "image without 'height' or 'width', whose file cannot be read"
+                self._report.error(reason, where, str(header))
                 return None
+            sides = header.size
             self._report.repaired("height and width taken from the image file", where)
         height, width = sides
         if height * width > _MAX_IMAGE_PIXELS:

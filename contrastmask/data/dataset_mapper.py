@@ -11,12 +11,12 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, PolygonMasks
 
-from .images import ImageReader, naming_image
+from .images import ImageFileError, ImageReader, naming_image
 from .masks import has_usable_mask, to_rle, usable_segmentation
 from .resizing import with_resize_backend
 from .supervision import class_split_from_config
 
-__all__ = ["ContrastMaskDatasetMapper"]
+__all__ = ["ContrastMaskDatasetMapper", "SkipUnreadable"]
 
 # A box with a shorter side, in pixels, is empty; as in Detectron2's `filter_empty_instances`.
 _MIN_BOX_SIDE = 1e-5
@@ -190,6 +190,28 @@ class ContrastMaskDatasetMapper(DatasetMapper):
         if self.instance_mask_format == "polygon":
             return PolygonMasks([])
         return BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
+
+
+class SkipUnreadable:
+    """A mapper for evaluation: an image that cannot be read costs that image, not the run."""
+
+    def __init__(self, mapper):
+        """
+        Args:
+            mapper (callable): from the dict of an image to an input of the model.
+        """
+        self._mapper = mapper
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """
+        Returns:
+            dict: what the mapper gives; for an image that cannot be read its "image_id", and why as
+            "problem".
+        """
+        try:
+            return self._mapper(dataset_dict)
+        except ImageFileError as error:
+            return {"image_id": dataset_dict["image_id"], "problem": str(error)}
 
 
 def _annotations_with_masks(annotations, height: int, width: int) -> List[dict]:

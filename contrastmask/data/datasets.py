@@ -16,11 +16,14 @@ __all__ = [
     "class_names_of",
     "describe",
     "forget_annotations",
+    "is_in_memory",
     "model_class_names",
     "reading_options",
     "register_coco_format",
     "register_datasets",
     "register_shapes",
+    "set_num_classes",
+    "test_records",
     "to_model_classes",
     "training_records",
 ]
@@ -140,6 +143,11 @@ def annotations_of(dataset_name: str) -> Optional[Annotations]:
     return known[1] if known else None
 
 
+def is_in_memory(dataset_name: str) -> bool:
+    """Whether what :func:`annotations_of` gives is there already."""
+    return dataset_name in _read
+
+
 def forget_annotations() -> None:
     """Free the memory of all files that were read; they are read again when they are needed."""
     _read.clear()
@@ -215,6 +223,16 @@ def model_class_names(cfg) -> Tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def set_num_classes(cfg) -> None:
+    """
+    Args:
+        cfg (CfgNode): not frozen. ``MODEL.ROI_HEADS.NUM_CLASSES`` 0 becomes the number of the
+            model's classes.
+    """
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(model_class_names(cfg))
+
+
 def to_model_classes(
     records: List[dict], dataset_names: Sequence[str], model_names: Sequence[str]
 ) -> List[dict]:
@@ -270,6 +288,19 @@ def training_records(cfg) -> List[dict]:
             "an annotation"
         )
     return records
+
+
+def test_records(cfg, dataset_name: str) -> List[dict]:
+    """
+    Args:
+        cfg (CfgNode):
+        dataset_name: a registered dataset.
+
+    Returns:
+        list[dict]: its images in Detectron2's format, with the class ids of the model.
+    """
+    records = DatasetCatalog.get(dataset_name)
+    return to_model_classes(records, class_names_of(dataset_name), model_class_names(cfg))
 
 
 def describe(dataset_name: str) -> str:

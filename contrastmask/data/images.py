@@ -2,9 +2,11 @@
 
 import os
 import re
+import warnings
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 from urllib.parse import unquote
 
 import numpy as np
@@ -22,11 +24,12 @@ __all__ = [
     "ImageHeader",
     "ImageReader",
     "naming_image",
-    "read_header",
+    "read_headers",
 ]
 
 # EXIF orientations that swap height and width.
 _TURNED = (5, 6, 7, 8)
+_NUM_THREADS = 16  # which wait for disks
 
 
 class ImageFileError(ValueError):
@@ -38,29 +41,39 @@ class ImageHeader(NamedTuple):
     size (tuple[int, int]): height and width in pixels, after turning the image as its EXIF
         orientation says; so Detectron2 and this project read it.
     orientation (int): of EXIF; 1 for an image that is not turned.
+    mode (str): Pillow's name of the kind of its pixels.
     """
 
     size: Tuple[int, int]
     orientation: int
+    mode: str
 
 
-def read_header(path: str, allow_deep: bool = True) -> ImageHeader:
+def read_headers(paths: Sequence[str]) -> List[Union[ImageHeader, ImageFileError]]:
     """
     Args:
-        path (str): image file, of which only the header is read.
-        allow_deep (bool): accept gray levels of more than 8 bits.
+        paths: image files, of which only the headers are read, several at a time.
 
-    Raises:
-        ImageFileError: if it is missing, damaged, or of a kind that cannot be used.
+    Returns:
+        The header of each, or why it cannot be read: missing, damaged, or no image.
     """
-    with naming_image(path):
-        with PathManager.open(path, "rb") as f, Image.open(f) as image:
-            if not allow_deep:
-                _check_gray_levels(image)
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # headers are small
+    try:
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            return list(pool.map(_read_header, paths))
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _read_header(path: str) -> Union[ImageHeader, ImageFileError]:
+    try:
+        with naming_image(path), PathManager.open(path, "rb") as f, Image.open(f) as image:
             width, height = image.size
             orientation = _exif_orientation(image)
-        size = (width, height) if orientation in _TURNED else (height, width)
-        return ImageHeader(size, orientation)
+            size = (width, height) if orientation in _TURNED else (height, width)
+            return ImageHeader(size, orientation, image.mode)
+    except ImageFileError as error:
+        return error
 
 
 def _exif_orientation(image: Image.Image) -> int:
@@ -70,41 +83,35 @@ def _exif_orientation(image: Image.Image) -> int:
         return 1
 
 
-def _check_gray_levels(image: Image.Image) -> None:
-    if _has_deep_levels(image):
-        raise ValueError(
-            f"its gray levels have more than 8 bits (Pillow's mode {image.mode}), and which of "
-            "them are black and white is not known. Set INPUT.GRAY_RANGE to these two levels, such "
-            "as [0, 65535], or convert it to 8 bits"
-        )
-
-
-def _has_deep_levels(image: Image.Image) -> bool:
-    """Whether Pillow would clip pixels to 255: gray levels of 16 and 32 bits."""
-    return image.mode == "F" or image.mode.startswith("I")
-
-
 class ImageReader:
     """Reads image files as a model takes them."""
 
-    def __init__(self, format: str, gray_range: Sequence[float] = ()):
+    def __init__(self, format: str, gray_range: Sequence[float] = (), max_pixels: int = 0):
         """
         Args:
             format (str): as in Detectron2: "RGB", "BGR", ...
             gray_range (sequence[float]): the levels of black and white in images with gray levels
                 of more than 8 bits; empty to refuse these.
+            max_pixels (int): of an image; 0 for Pillow's limit.
         """
         self.format = format
         self.gray_range = tuple(gray_range)
+        self.max_pixels = max_pixels
 
     @classmethod
     def from_config(cls, cfg, format: Optional[str] = None) -> "ImageReader":
         """
         Args:
-            cfg (CfgNode): ``INPUT.FORMAT`` and ``INPUT.GRAY_RANGE`` are used.
+            cfg (CfgNode): ``INPUT.FORMAT``, ``GRAY_RANGE`` and ``MAX_IMAGE_PIXELS`` are used.
             format (str): another format than the config's.
+
+        Raises:
+            ValueError: for a range that is none; it names the key.
         """
-        return cls(format or cfg.INPUT.FORMAT, cfg.INPUT.GRAY_RANGE)
+        gray_range = cfg.INPUT.GRAY_RANGE
+        if gray_range and not (len(gray_range) == 2 and gray_range[0] != gray_range[1]):
+            raise ValueError(f"INPUT.GRAY_RANGE is {gray_range}: give two levels, black and white")
+        return cls(format or cfg.INPUT.FORMAT, gray_range, cfg.INPUT.MAX_IMAGE_PIXELS)
 
     def __call__(self, path: str) -> np.ndarray:
         """
@@ -118,7 +125,7 @@ class ImageReader:
             ImageFileError: if the file is missing, damaged, or of a kind that cannot be used.
         """
         with naming_image(path):
-            with PathManager.open(path, "rb") as f, Image.open(f) as image:
+            with self._pixel_limit(), PathManager.open(path, "rb") as f, Image.open(f) as image:
                 return self.convert(image)
 
     def convert(self, image: Image.Image) -> np.ndarray:
@@ -128,13 +135,51 @@ class ImageReader:
             ValueError: for gray levels of more than 8 bits without a range.
         """
         image = _apply_exif_orientation(image)
-        if _has_deep_levels(image):
+        if _has_deep_levels(image.mode):
             if not self.gray_range:
-                _check_gray_levels(image)
+                raise ValueError(_deep_levels_refused(image.mode))
             black, white = self.gray_range
             levels = (np.asarray(image, dtype=np.float64) - black) / (white - black)
             image = Image.fromarray(np.rint(levels.clip(0, 1) * 255).astype(np.uint8))
         return convert_PIL_to_numpy(image, self.format)
+
+    def problem_of(self, header: ImageHeader) -> str:
+        """Why an image with this header cannot be used; empty if nothing is wrong with it."""
+        if _has_deep_levels(header.mode) and not self.gray_range:
+            return _deep_levels_refused(header.mode)
+        limit = self.max_pixels or 2 * (Image.MAX_IMAGE_PIXELS or np.inf)
+        if header.size[0] * header.size[1] > limit:
+            return f"it has more than {limit} pixels. Raise INPUT.MAX_IMAGE_PIXELS if you trust it"
+        return ""
+
+    @contextmanager
+    def _pixel_limit(self):
+        usual = Image.MAX_IMAGE_PIXELS
+        try:
+            if self.max_pixels:
+                Image.MAX_IMAGE_PIXELS = self.max_pixels / 2  # Pillow refuses from twice as many
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                yield
+        except Image.DecompressionBombError:
+            raise ValueError(
+                "it has more pixels than allowed. Raise INPUT.MAX_IMAGE_PIXELS if you trust it"
+            ) from None
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+
+
+def _has_deep_levels(mode: str) -> bool:
+    """Whether Pillow would clip pixels to 255: gray levels of 16 and 32 bits."""
+    return mode == "F" or mode.startswith("I")
+
+
+def _deep_levels_refused(mode: str) -> str:
+    return (
+        f"its gray levels have more than 8 bits (Pillow's mode {mode}), and which of them are "
+        "black and white is not known. Set INPUT.GRAY_RANGE to these two levels, such as [0, "
+        "65535], or convert it to 8 bits"
+    )
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Looking over an annotation file: all findings at once, and what each class has."""
 
 from dataclasses import dataclass, field
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -11,6 +11,7 @@ from .checks import check_image_files
 from .class_split import ClassSplit
 from .coco_annotations import ReadingOptions
 from .coco_format import read_annotations
+from .images import ImageReader
 from .masks import to_rle
 from .reading_report import AnnotationFileError, ReadingReport
 
@@ -112,7 +113,7 @@ def inspect_annotation_file(
     json_file: str,
     image_root: str,
     options: Optional[ReadingOptions] = None,
-    gray_range: Sequence[float] = (),
+    reader: Optional[ImageReader] = None,
 ) -> Inspection:
     """Find everything in a COCO-format file that stops training or deserves a look.
 
@@ -122,7 +123,7 @@ def inspect_annotation_file(
         json_file (str): path of the annotation file.
         image_root (str): folder of the images. Their headers are read, not their pixels.
         options (ReadingOptions): how crowds and boxes are meant.
-        gray_range: see ``INPUT.GRAY_RANGE``.
+        reader (ImageReader): that images are read with later.
 
     Returns:
         Inspection
@@ -133,7 +134,7 @@ def inspect_annotation_file(
     except AnnotationFileError as error:
         report.error(str(error).removeprefix(f"{json_file}: "))
         return Inspection([], [], report, [])
-    records = check_image_files(annotations, gray_range)
+    records = check_image_files(annotations, reader or ImageReader("RGB"))
     statistics = [ClassStatistics() for _ in annotations.class_names]
     for record in annotations.records:
         for x in record["annotations"]:

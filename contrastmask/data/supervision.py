@@ -6,7 +6,13 @@ from typing import FrozenSet, Sequence, Tuple
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .class_split import ClassSplit, is_from_annotations, resolve_class_split
-from .datasets import annotations_of, class_names_of, describe, model_class_names
+from .datasets import (
+    annotations_of,
+    class_names_of,
+    describe,
+    is_in_memory,
+    model_class_names,
+)
 from .masks import has_usable_mask
 
 __all__ = [
@@ -58,7 +64,8 @@ class MaskCounts:
 def mask_counts_of(dataset_name: str) -> MaskCounts:
     """:class:`MaskCounts` of a registered dataset; kept in its metadata after the first time."""
     metadata = MetadataCatalog.get(dataset_name)
-    records = DatasetCatalog.get(dataset_name)  # drops the counts if its file has changed
+    if metadata.get("mask_counts") is None or is_in_memory(dataset_name):
+        records = DatasetCatalog.get(dataset_name)  # drops the counts if its file has changed
     if metadata.get("mask_counts") is None:
         metadata.mask_counts = count_masks(records, len(class_names_of(dataset_name)))
     return metadata.mask_counts

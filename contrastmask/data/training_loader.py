@@ -9,6 +9,7 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 
 from ..seeding import FOR_EXAMPLE, FOR_SAMPLER, FOR_WORKERS, seeded
+from .datasets import forget_annotations, training_records
 
 __all__ = ["TrainingLoader", "build_training_loader"]
 
@@ -27,8 +28,10 @@ def build_training_loader(cfg, mapper):
     """
     # Some samplers draw their seed here.
     with seeded(FOR_SAMPLER, max(cfg.SEED, 0)):
-        parts = build_detection_train_loader.from_config(cfg, mapper=mapper)
-    return TrainingLoader(
+        parts = build_detection_train_loader.from_config(
+            cfg, mapper=mapper, dataset=training_records(cfg)
+        )
+    loader = TrainingLoader(
         parts["dataset"],
         parts["mapper"],
         parts["sampler"],
@@ -37,6 +40,8 @@ def build_training_loader(cfg, mapper):
         num_workers=parts["num_workers"],
         seed=max(cfg.SEED, 0),
     )
+    forget_annotations()  # the loader has a compact copy
+    return loader
 
 
 class TrainingLoader:

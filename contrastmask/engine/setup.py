@@ -9,7 +9,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint.description import model_config
 from ..config import get_config, naming_config, use_available_device
-from ..data import register_datasets
+from ..data import register_datasets, set_num_classes
 from ..output import check_output_dir
 from .programs import hide_tracebacks
 
@@ -32,6 +32,7 @@ def load_config(config_file, opts=(), *, trained=False):
     cfg = (model_config if trained else get_config)(config_file, opts)
     use_available_device(cfg)
     register_datasets(cfg)
+    set_num_classes(cfg)
     cfg.freeze()
     return cfg
 

@@ -12,11 +12,18 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from ..checkpoint import ContrastMaskCheckpointer, Description
-from ..data import ContrastMaskDatasetMapper, build_training_loader, class_split_from_config
-from ..data.tta_mapper import TTAMapper
+from ..data import (
+    ContrastMaskDatasetMapper,
+    SkipUnreadable,
+    build_training_loader,
+    class_split_from_config,
+    test_records,
+)
+from ..data.images import ImageReader
+from ..data.resizing import TTAMapper
 from ..evaluation import (
     ContrastMaskEvaluator,
-    MasksAtGroundTruthBoxes,
+    EvaluationModel,
     format_results_table,
     write_results_json,
 )
@@ -67,7 +74,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             exclude=cfg.MODEL.WEIGHTS_EXCLUDE,
-            description=Description.of(cfg, class_split_from_config(cfg, cfg.DATASETS.TRAIN[0])),
+            description=Description.of(cfg, class_split_from_config(cfg)),
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -134,7 +141,7 @@ class Trainer(DefaultTrainer):
         """list[str]: classes whose masks are learnt from; none where no mask is."""
         if not self.cfg.MODEL.MASK_ON:
             return []
-        return list(class_split_from_config(self.cfg, self.cfg.DATASETS.TRAIN[0]).base_names)
+        return list(class_split_from_config(self.cfg).base_names)
 
     def after_step(self):
         with self._exit_if_not_writable():
@@ -170,8 +177,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        mapper = ContrastMaskDatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_detection_test_loader(
+            dataset=test_records(cfg, dataset_name),
+            mapper=SkipUnreadable(ContrastMaskDatasetMapper(cfg, is_train=False)),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -181,7 +191,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
         return ContrastMaskEvaluator(
             dataset_name,
-            class_split_from_config(cfg, dataset_name),
+            class_split_from_config(cfg),
             output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"),
             backend=cfg.TEST.COCO_EVAL_BACKEND,
             eval_filled_boxes=cfg.TEST.EVAL_FILLED_BOXES,
@@ -206,16 +216,15 @@ class Trainer(DefaultTrainer):
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         elif not isinstance(evaluators, list):
             evaluators = [evaluators]
-        results = super().test(
-            cfg, MasksAtGroundTruthBoxes(model) if cfg.MODEL.MASK_ON else model, evaluators
-        )
+        model = EvaluationModel(model, gt_box_masks=cfg.MODEL.MASK_ON)
+        results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             single = len(cfg.DATASETS.TEST) == 1
             for name, evaluator in zip(cfg.DATASETS.TEST, evaluators):
                 of_dataset = results if single else results[name]
                 logger.info(f"Results on {name}:\n{format_results_table(of_dataset)}")
                 suffix = "" if single else f"_{name}"
-                split = class_split_from_config(cfg, name)
+                split = class_split_from_config(cfg)
                 path = os.path.join(cfg.OUTPUT_DIR, f"results{suffix}.json")
                 write_results_json(of_dataset, path, split)
                 if not cfg.TEST.REPORT:
@@ -231,6 +240,7 @@ class Trainer(DefaultTrainer):
                     data=evaluator.evaluation_data(),
                     class_split=split,
                     metrics_file=os.path.join(cfg.OUTPUT_DIR, "metrics.json"),
+                    reader=ImageReader.from_config(cfg, format="RGB"),
                 )
                 logger.info(f"Report: {path}")
         return results
@@ -250,5 +260,5 @@ class Trainer(DefaultTrainer):
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         model = GeneralizedRCNNWithTTA(cfg, model, tta_mapper=TTAMapper(cfg))
-        results = super().test(cfg, model, evaluators)
+        results = super().test(cfg, EvaluationModel(model, gt_box_masks=False), evaluators)
         return {f"{key}_TTA": value for key, value in results.items()}

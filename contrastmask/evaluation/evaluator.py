@@ -10,8 +10,6 @@ from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data import MetadataCatalog
-from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
@@ -20,10 +18,9 @@ from tabulate import tabulate
 from torch import nn
 
 from ..data import ClassSplit
-from ..data.coco_format import AnnotationFile
 from ..predictor import detect, encode, masks_for_boxes
 from .coco_eval import coco_precision, group_metrics, harmonic_mean, resolve_backend
-from .ground_truth import count_missing_masks, evaluation_annotations
+from .ground_truth import read_ground_truth
 from .results import GROUPS, group_key
 
 logger = logging.getLogger(__name__)
@@ -31,26 +28,36 @@ logger = logging.getLogger(__name__)
 _COCO_MAX_DETS = 100
 
 
-class MasksAtGroundTruthBoxes(nn.Module):
+class EvaluationModel(nn.Module):
     """
-    A detector for evaluation: its outputs also have "gt_box_masks", a list of :class:`BoxMask` for
-    the "annotations" of the input. Both come from the same features.
+    A detector for evaluation. Its outputs also have "gt_box_masks", a list of :class:`BoxMask` for
+    the "annotations" of the input, from the same features. An input with a "problem" instead of an
+    "image" is an image that cannot be read, and gets an empty output.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, *, gt_box_masks: bool = True):
         """
         Args:
-            model (GeneralizedRCNN): with a mask branch, perhaps wrapped for data parallel training.
+            model (GeneralizedRCNN): perhaps wrapped for data parallel training.
+            gt_box_masks: predict masks for ground-truth boxes; needs a mask branch.
         """
         super().__init__()
         self.model = model
+        self.gt_box_masks = gt_box_masks
         self.train(model.training)  # the state that evaluation restores
 
     def forward(self, inputs: List[dict]) -> List[dict]:
         """
         Args:
-            inputs: from :class:`ContrastMaskDatasetMapper` for evaluation.
+            inputs: from the mapper for evaluation.
         """
+        usable = [x for x in inputs if "problem" not in x]
+        outputs = iter(self._forward(usable) if usable else ())
+        return [{} if "problem" in x else next(outputs) for x in inputs]
+
+    def _forward(self, inputs):
+        if not self.gt_box_masks:
+            return self.model(inputs)
         model = self.model
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
@@ -71,10 +78,10 @@ class EvaluationData:
     """What one evaluation compared.
 
     Attributes:
-        images: image id -> image of the annotation file.
+        images: image id -> its "height" and "width".
         annotations: ground truth.
         detections: COCO results, with the category ids of the annotation file.
-        category_ids: category id of each contiguous class id.
+        category_ids: category id of each class of the model; None for one that the file lacks.
         precisions: "bbox" and "segm" -> (T, R, K, A) from `coco_precision`.
         gt_box_masks: of the objects with a mask: "category_id" (contiguous), "bbox" (XYXY),
             "file_name", the RLEs "truth" and "predicted", and their "iou".
@@ -83,7 +90,7 @@ class EvaluationData:
     images: Dict[object, dict]
     annotations: List[dict]
     detections: List[dict]
-    category_ids: List[int]
+    category_ids: List[Optional[int]]
     precisions: Dict[str, np.ndarray]
     gt_box_masks: List[dict]
 
@@ -99,9 +106,12 @@ class ContrastMaskEvaluator(DatasetEvaluator):
     - "gt-box-mask", "gt-box-mask-base", "gt-box-mask-novel": the key "IoU" is the mean IoU, in
       percent, of the masks predicted for ground-truth boxes of objects that have a mask, crowds
       left out; "IoU-<class name>" is that of one class. Only with the outputs of
-      :class:`MasksAtGroundTruthBoxes`;
+      :class:`EvaluationModel`;
     - with `eval_filled_boxes`: "segm-filled-box", "segm-filled-box-base" and
       "segm-filled-box-novel": mask AP of the same detections with their boxes as masks.
+
+    Classes of the model and of the dataset are matched by name; those that only one of them has do
+    not count. Nor do images that could not be read, which are named and counted.
 
     A number is NaN where it cannot be measured: no detections at all, no ground truth, an empty
     group. Mask AP of a class is NaN, with a warning that names it, if some of its annotations have
@@ -124,7 +134,7 @@ class ContrastMaskEvaluator(DatasetEvaluator):
         Args:
             dataset_name: a registered dataset. If its metadata has no "json_file", it is converted
                 to COCO format in `output_dir`, again for each process.
-            class_split: base and novel classes of this dataset.
+            class_split: the classes of the model.
             tasks: "bbox" and/or "segm"; None: what the predictions have.
             distributed: gather the predictions of all ranks, and evaluate on rank 0.
             output_dir: where detections are saved, in coco_instances_results.json.
@@ -133,8 +143,8 @@ class ContrastMaskEvaluator(DatasetEvaluator):
             eval_filled_boxes: also evaluate boxes as masks (one more pass).
 
         Raises:
-            ValueError: unknown task or backend, a class split of other classes, or an annotation
-                file that is not sound.
+            ValueError: unknown task or backend, a dataset without any class of the model, or an
+                annotation file that is not sound.
             ImportError: the backend asked for by name is not installed.
         """
         unknown = set(tasks or ()) - {"bbox", "segm"}
@@ -147,21 +157,15 @@ class ContrastMaskEvaluator(DatasetEvaluator):
         self._output_dir = output_dir
         self._max_dets = max_dets_per_image or _COCO_MAX_DETS
         self._eval_filled_boxes = eval_filled_boxes
-        self._metadata = MetadataCatalog.get(dataset_name)
-        self._dataset = _read_dataset(dataset_name, output_dir)
-        _check_class_names(dataset_name, self._metadata.thing_classes, class_split.class_names)
-        self._images = {x["id"]: x for x in self._dataset["images"]}
+        self._dataset_name = dataset_name
+        self._truth = read_ground_truth(dataset_name, class_split.class_names, output_dir)
+        self._images = {x["id"]: x for x in self._truth.images}
         self._detections, self._precisions, self._gt_box_masks = [], {}, []
-        self._annotations = None  # of test-dev
-        if "annotations" in self._dataset:
-            self._annotations = evaluation_annotations(
-                AnnotationFile(self._metadata.json_file, self._dataset)
-            )
-        if any("neg_category_ids" in image for image in self._dataset["images"]):
+        if self._truth.is_federated:
             logger.warning(
-                f"{self._metadata.json_file} is federated (LVIS): in each image only some classes "
-                "are annotated, and the AP given here counts detections of all others as wrong. "
-                "For LVIS AP see docs/CUSTOM_DATA.md"
+                f"{self._truth.path} is federated (LVIS): in each image only some classes are "
+                "annotated, and the AP given here counts detections of all others as wrong. For "
+                "LVIS AP see docs/CUSTOM_DATA.md"
             )
         self.reset()
 
@@ -171,10 +175,14 @@ class ContrastMaskEvaluator(DatasetEvaluator):
     def process(self, inputs: List[dict], outputs: List[dict]) -> None:
         """
         Args:
-            inputs: of the model, with "image_id"; with "annotations" for "gt_box_masks".
+            inputs: of the model, with "image_id"; with "annotations" for "gt_box_masks". One with a
+                "problem" is an image that could not be read.
             outputs: "instances" (Instances), and perhaps "gt_box_masks".
         """
         for x, output in zip(inputs, outputs):
+            if "problem" in x:
+                self._predictions.append({"image_id": x["image_id"], "problem": x["problem"]})
+                continue
             instances = output["instances"].to("cpu")
             prediction = {
                 "image_id": x["image_id"],
@@ -202,11 +210,20 @@ class ContrastMaskEvaluator(DatasetEvaluator):
         if not predictions:
             logger.warning("The evaluator did not receive any predictions.")
             return {}
+        unreadable = {x["image_id"]: x["problem"] for x in predictions if "problem" in x}
+        if unreadable:
+            logger.error(
+                f"{len(unreadable)} of {len(predictions)} images could not be read and do not "
+                f"count: {'; '.join(unreadable.values())}"
+            )
+            img_ids = set(self._images if img_ids is None else img_ids) - unreadable.keys()
+            img_ids = [x for x in self._images if x in img_ids]
+            predictions = [x for x in predictions if "problem" not in x]
         detections = list(itertools.chain(*[x["instances"] for x in predictions]))
         self._detections = self._with_dataset_category_ids(detections)
         self._save_detections()
-        if self._annotations is None:
-            logger.info("Annotations are not available for evaluation.")
+        if not self._truth.annotations:
+            logger.info(f"{self._truth.path} has no annotations to evaluate with")
             return {}
         if img_ids is not None:
             predictions = [x for x in predictions if x["image_id"] in set(img_ids)]
@@ -221,9 +238,9 @@ class ContrastMaskEvaluator(DatasetEvaluator):
         """What the last evaluation compared, for a report."""
         return EvaluationData(
             images=self._images,
-            annotations=self._annotations,
+            annotations=self._truth.annotations,
             detections=self._detections,
-            category_ids=self._category_ids(),
+            category_ids=self._truth.category_ids,
             precisions=self._precisions,
             gt_box_masks=self._gt_box_masks,
         )
@@ -278,7 +295,7 @@ class ContrastMaskEvaluator(DatasetEvaluator):
         ]
         headers = ["class", "role", *(titles[task] for task in tasks)]
         table = tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".2f")
-        logger.info(f"AP of each class of {self._metadata.name}:\n{table}")
+        logger.info(f"AP of each class of {self._dataset_name}:\n{table}")
 
     def _evaluate_gt_box_masks(self):
         split = self._class_split
@@ -293,68 +310,60 @@ class ContrastMaskEvaluator(DatasetEvaluator):
         return results
 
     def _precision(self, detections, iou_type, image_ids):
-        """Precision (T, R, K, A), K in the order of contiguous ids, or None without detections."""
+        """Precision (T, R, K, A) of the K classes of the model, or None without detections."""
         if len(detections) == 0:
             return None
-        annotations = self._annotations
+        annotations = self._truth.annotations
         if iou_type == "segm":
             annotations = self._annotations_with_masks()
-        return coco_precision(
+        ids = self._truth.category_ids
+        present = [i for i, x in enumerate(ids) if x is not None]
+        precision = coco_precision(
             {
-                "images": self._dataset["images"],
+                "images": self._truth.images,
                 "annotations": annotations,
-                "categories": self._dataset["categories"],
+                "categories": [{"id": ids[i], "name": str(i)} for i in present],
             },
             detections,
             iou_type,
-            category_ids=self._category_ids(),
+            category_ids=[ids[i] for i in present],
             image_ids=image_ids,
             max_dets=self._max_dets,
             backend=self._backend,
         )
-
-    def _category_ids(self):
-        """Ids of the categories in the annotation file, in the order of contiguous ids."""
-        num_classes = len(self._metadata.thing_classes)
-        mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
-        if mapping is None:  # Detectron2's LVIS datasets, and datasets converted to COCO format
-            category_ids = sorted(x["id"] for x in self._dataset["categories"])
-            if len(category_ids) != num_classes:
-                raise ValueError(
-                    f"Dataset '{self._metadata.name}' has {num_classes} classes, but "
-                    f"{self._metadata.json_file} has {len(category_ids)} categories, and there is "
-                    "no 'thing_dataset_id_to_contiguous_id' in the metadata of the dataset."
-                )
-            return category_ids
-        dataset_id_of = {contiguous: dataset_id for dataset_id, contiguous in mapping.items()}
-        return [dataset_id_of[i] for i in range(num_classes)]
+        of_all = np.full((*precision.shape[:2], len(ids), precision.shape[3]), -1.0)
+        of_all[:, :, present] = precision
+        return of_all
 
     def _with_dataset_category_ids(self, detections):
-        category_ids = self._category_ids()
+        ids = self._truth.category_ids
         largest = max((x["category_id"] for x in detections), default=0)
-        if largest >= len(category_ids):
+        if largest >= len(ids):
             raise ValueError(
-                f"A detection has class {largest}, but dataset '{self._metadata.name}' has "
-                f"{len(category_ids)} classes. Check MODEL.ROI_HEADS.NUM_CLASSES."
+                f"A detection has class {largest}, but the model has {len(ids)} classes. Check "
+                "MODEL.ROI_HEADS.NUM_CLASSES"
             )
-        return [{**x, "category_id": category_ids[x["category_id"]]} for x in detections]
+        return [
+            {**x, "category_id": ids[x["category_id"]]}
+            for x in detections
+            if ids[x["category_id"]] is not None
+        ]
 
     def _annotations_with_masks(self):
         """Annotations of the classes whose annotations all have a mask."""
-        num_missing = count_missing_masks(self._annotations)
+        annotations = self._truth.annotations
+        num_missing = self._truth.num_without_mask()
         if not num_missing:
-            return self._annotations
-        names = dict(zip(self._category_ids(), self._metadata.thing_classes))
+            return annotations
+        names = dict(zip(self._truth.category_ids, self._class_split.class_names))
         counts = ", ".join(
-            f"{names.get(category_id, category_id)} ({number})"
-            for category_id, number in sorted(num_missing.items())
+            f"{names[i]} ({number})" for i, number in sorted(num_missing.items()) if i in names
         )
         logger.warning(
-            f"Mask AP cannot be measured for classes whose annotations in "
-            f"{self._metadata.json_file} lack masks, and leaves them out: {counts} "
-            "(in brackets: annotations without a mask)."
+            f"Mask AP cannot be measured for classes whose annotations in {self._truth.path} lack "
+            f"masks, and leaves them out: {counts} (in brackets: annotations without a mask)"
         )
-        return [x for x in self._annotations if x["category_id"] not in num_missing]
+        return [x for x in annotations if x["category_id"] not in num_missing]
 
 
 def boxes_as_masks(detections: List[dict], images: Dict[object, dict]) -> List[dict]:
@@ -392,27 +401,3 @@ def _compare_masks(x, masks):
 
 def _mean_percent(values):
     return 100 * float(np.mean(values)) if values else float("nan")
-
-
-def _read_dataset(name, output_dir):
-    """The content of the annotation file of a dataset, which is made if there is none."""
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("json_file") is None:
-        if output_dir is None:
-            raise ValueError(f"Dataset '{name}' has no annotation file: give output_dir for one")
-        # Detectron2 would take a file that an earlier run left in output_dir for the dataset.
-        path = os.path.join(output_dir, f"{name}_coco_format.json")
-        convert_to_coco_json(name, path, allow_cached=False)
-        metadata.json_file = path
-    with PathManager.open(metadata.json_file, encoding="utf-8-sig") as f:
-        return json.load(f)
-
-
-def _check_class_names(dataset_name, dataset_classes, split_classes):
-    if list(dataset_classes) == list(split_classes):
-        return
-    differing = sorted(set(dataset_classes) ^ set(split_classes))
-    raise ValueError(
-        f"The class split is not one of dataset '{dataset_name}': "
-        + (f"only one of the two has {differing}." if differing else "the class order differs.")
-    )

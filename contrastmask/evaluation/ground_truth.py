@@ -1,104 +1,117 @@
-"""The annotations of a COCO dataset, made fit for evaluation."""
+"""The annotations of a dataset, made fit for COCO evaluation."""
 
-import logging
+import os
 from collections import Counter
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence
 
 import pycocotools.mask as mask_util
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_json
 
-from ..data.segmentation import has_usable_mask, to_rle
+from ..data import Annotations, annotations_of, read_annotations
+from ..data.masks import to_rle
 
-logger = logging.getLogger(__name__)
-
-# The mask of a box with a shorter side, in pixels, may lie between the centres of pixels.
-_MIN_MASK_SIDE = 3.0
+__all__ = ["GroundTruth", "read_ground_truth"]
 
 
-def evaluation_annotations(file):
-    """Copy the annotations and fill in what COCO evaluation needs beyond what training needs.
+@dataclass
+class GroundTruth:
+    """
+    Attributes:
+        path: annotation file.
+        images: COCO images with "id", "height" and "width".
+        annotations: COCO annotations, numbered from 1: evaluation takes the id 0 for none.
+            Annotations marked "ignore" are crowds here, because COCO evaluation counts detections
+            on crowds neither as right nor as wrong. A crowd without a mask has its box as mask.
+        category_ids: id in the file of each class of the model; None for a class it does not have.
+        is_federated: in each image only some classes are annotated (LVIS).
+    """
 
-    What is left out, and what has a mask, is decided by the code that loads the file for training,
-    with three differences. Annotations marked "ignore" become crowds, with their box for a mask
-    where they have none: COCO evaluation counts detections on crowds neither as right nor as wrong.
-    Crowds keep their mask. And the mask of an object so thin that it covers no pixel stays, and
-    counts as not found, as COCO has it.
+    path: str
+    images: List[dict]
+    annotations: List[dict]
+    category_ids: List[Optional[int]]
+    is_federated: bool
 
-    "iscrowd" becomes 0 where it is absent; "area" that of the mask, or of the box where there is no
-    mask. Ids are numbered from 1, because COCO evaluation takes an annotation with id 0 for none.
+    def num_without_mask(self) -> Dict[int, int]:
+        """Category id -> number of its annotations without a mask; categories without such are
+        left out."""
+        return dict(Counter(x["category_id"] for x in self.annotations if "segmentation" not in x))
 
+
+def read_ground_truth(
+    dataset_name: str, model_names: Sequence[str], output_dir: Optional[str] = None
+) -> GroundTruth:
+    """
     Args:
-        file (AnnotationFile): not changed.
-
-    Returns:
-        list[dict]: one per annotation that counts, in the order of the file.
+        dataset_name: a registered dataset. If it has no annotation file, one is made in
+            `output_dir`, again for each process.
+        model_names: class names of the model, with which those of the dataset are matched.
+        output_dir: see above.
 
     Raises:
-        AnnotationFileError: if the file is not sound.
+        ValueError: if the file is not sound, or has none of the classes.
     """
-    images = file.images_by_id()
-    originals = file.content["annotations"]
-    instances, _ = file.instances_by_image(
-        images,
-        file.category_id_map(),
-        [{**x, "ignore": 0} if x.get("ignore") else x for x in originals],
+    annotations = annotations_of(dataset_name) or _read(dataset_name, output_dir)
+    names = MetadataCatalog.get(dataset_name).get("thing_classes")
+    if names is None or len(names) != len(annotations.class_names):
+        names = annotations.class_names
+    id_of = dict(zip(names, annotations.category_ids))
+    category_ids = [id_of.get(name) for name in model_names]
+    if not any(x is not None for x in category_ids):
+        raise ValueError(
+            f"Dataset '{dataset_name}' ({annotations.path}) has none of the model's classes"
+        )
+    return GroundTruth(
+        annotations.path,
+        [
+            {"id": x["image_id"], "height": x["height"], "width": x["width"]}
+            for x in annotations.records
+        ],
+        _coco_annotations(annotations),
+        category_ids,
+        annotations.is_federated,
     )
-    instance_of = {x["id"]: x for of_image in instances.values() for x in of_image}
-    annotations, num_without_area = [], 0
-    for index, original in enumerate(originals):
-        instance = instance_of.get(original["id"])
-        if instance is None:
-            continue
-        annotation = {k: v for k, v in original.items() if k not in ("ignore", "segmentation")}
-        annotation["id"] = index + 1
-        annotation["iscrowd"] = 1 if original.get("ignore") else instance["iscrowd"]
-        segmentation = _segmentation(original, instance)
-        if segmentation is not None:
-            annotation["segmentation"] = segmentation
-        if annotation.get("area") is None:
-            num_without_area += 1
-            annotation["area"] = _area(annotation, images[annotation["image_id"]])
-        annotations.append(annotation)
-    if num_without_area:
-        logger.info(
-            f"{num_without_area} of {len(annotations)} annotations have no 'area'; it was computed "
-            "from their masks or boxes."
-        )
-    return annotations
 
 
-def count_missing_masks(annotations):
-    """Count annotations without a mask.
-
-    Args:
-        annotations (list[dict]): from :func:`evaluation_annotations`.
-
-    Returns:
-        dict[int, int]: category id -> number of its annotations that have no mask; categories
-        whose annotations all have one are left out.
-    """
-    return dict(Counter(x["category_id"] for x in annotations if "segmentation" not in x))
-
-
-def _segmentation(original, instance):
-    """The mask of an annotation as in the file, without unusable polygons; None for none."""
-    mask = instance.get("segmentation")
-    if isinstance(mask, dict):
-        return {**original["segmentation"], "size": mask["size"]}
-    if mask is not None:
-        return mask
-    x, y, w, h = original["bbox"]
-    segmentation = original.get("segmentation")
-    if (instance["iscrowd"] or min(w, h) < _MIN_MASK_SIDE) and has_usable_mask(segmentation):
-        if isinstance(segmentation, list):
-            return [polygon for polygon in segmentation if has_usable_mask([polygon])]
-        return segmentation
-    if original.get("ignore"):
-        return [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    return None
+def _read(dataset_name: str, output_dir: Optional[str]) -> Annotations:
+    metadata = MetadataCatalog.get(dataset_name)
+    path = metadata.get("json_file")
+    if path is None:
+        if output_dir is None:
+            raise ValueError(
+                f"Dataset '{dataset_name}' has no annotation file: give output_dir for one"
+            )
+        # Not Detectron2's cache: it would take what an earlier run left there for the dataset.
+        path = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
+        os.makedirs(output_dir, exist_ok=True)
+        convert_to_coco_json(dataset_name, path, allow_cached=False)
+    return read_annotations(path)
 
 
-def _area(annotation, image):
-    if "segmentation" in annotation:
-        return float(
-            mask_util.area(to_rle(annotation["segmentation"], image["height"], image["width"]))
-        )
-    return float(annotation["bbox"][2] * annotation["bbox"][3])
+def _coco_annotations(annotations: Annotations) -> List[dict]:
+    result = []
+    for record in annotations.records:
+        size = record["height"], record["width"]
+        for x in record["annotations"]:
+            segmentation = x.get("segmentation", x.get("thin_segmentation"))
+            if segmentation is None and x["iscrowd"]:
+                left, top, w, h = x["bbox"]
+                segmentation = [[left, top, left + w, top, left + w, top + h, left, top + h]]
+            entry = {
+                "id": len(result) + 1,
+                "image_id": record["image_id"],
+                "category_id": annotations.category_ids[x["category_id"]],
+                "bbox": x["bbox"],
+                "iscrowd": x["iscrowd"],
+                "area": x.get("area"),
+            }
+            if segmentation is not None:
+                entry["segmentation"] = segmentation
+            if entry["area"] is None:
+                has_mask = segmentation is not None and not x["iscrowd"]
+                area = mask_util.area(to_rle(segmentation, *size)) if has_mask else 0
+                entry["area"] = float(area or x["bbox"][2] * x["bbox"][3])
+            result.append(entry)
+    return result

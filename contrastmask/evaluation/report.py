@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..atomic_files import write_whole
 from ..data import ClassSplit
-from ..data.images import read_image
+from ..data.images import ImageReader
 from ..visualization.figure import ROLE_COLORS
 from ..visualization.overlays import class_color, crop_around, overlay
 from .evaluator import EvaluationData
@@ -50,6 +50,7 @@ def write_report(
     data: EvaluationData,
     class_split: ClassSplit,
     metrics_file: Optional[str] = None,
+    reader: Optional[ImageReader] = None,
 ) -> None:
     """Write an HTML page that holds all that it shows.
 
@@ -60,7 +61,9 @@ def write_report(
         data: of the same evaluation.
         class_split: base and novel classes.
         metrics_file: metrics.json of the training; need not exist.
+        reader: reads images as RGB; None for one without options.
     """
+    reader = reader or ImageReader("RGB")
     loader = jinja2.FileSystemLoader(os.path.dirname(__file__))
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
     environment.filters["number"] = lambda x: "–" if math.isnan(x) else f"{x:.2f}"
@@ -80,7 +83,7 @@ def write_report(
         role=role,
         num_masks=len(masks),
         gallery={
-            kind: [_draw_pair(x, class_split) for x in chosen]
+            kind: [_draw_pair(x, class_split, reader) for x in chosen]
             for kind, chosen in best_median_worst(masks, _PAIRS_OF_EACH_KIND).items()
         },
     )
@@ -196,9 +199,9 @@ def best_median_worst(masks: List[dict], number: int) -> Dict[str, List[dict]]:
     return {kind: chosen for kind, chosen in kinds.items() if chosen}
 
 
-def _draw_pair(x, split):
+def _draw_pair(x, split, reader):
     """Data URIs of the surroundings of a box with the true and with the predicted mask."""
-    image = read_image(x["file_name"], format="RGB")
+    image = reader(x["file_name"])
     box = np.array(x["bbox"], dtype=np.float64)
     masks = [mask_util.decode(x[key]) for key in ("truth", "predicted")]
     (crop, *masks), offset = crop_around([image, *masks], box, _MARGIN)

@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..atomic_files import write_whole
-from ..data import ClassSplit
-from ..data.coco_format import AnnotationFile
-from ..data.images import read_image
-from ..data.segmentation import to_rle
+from ..data import ClassSplit, read_annotations
+from ..data.coco_format import load_json, log_reading
+from ..data.datasets import reading_options, to_model_classes
+from ..data.images import ImageReader
+from ..data.masks import is_nothing, to_rle
+from ..data.reading_report import names as shorten
 from ..predictor import ModelInput, Predictor, encode, masks_for_boxes
 from .partial_results import append_masks, open_partial_results, run_identity
 
@@ -46,6 +48,7 @@ class MaskCompletion:
         num_kept: annotations that had a mask.
         not_understood: annotations with a segmentation that is no usable mask; they keep it.
         num_left_out: crowds, annotations marked "ignore", boxes without area in the image.
+        unknown_classes: names of classes that the model does not have; they stay as they are.
         unreadable: file names of images and why they were skipped.
     """
 
@@ -55,6 +58,7 @@ class MaskCompletion:
     num_kept: int = 0
     not_understood: List[int] = field(default_factory=list)
     num_left_out: int = 0
+    unknown_classes: List[str] = field(default_factory=list)
     unreadable: List[Tuple[str, str]] = field(default_factory=list)
 
     def ids(self, indices: Sequence[int]) -> str:
@@ -135,21 +139,24 @@ def complete_masks(
         replace: also predict masks for the annotations that have a segmentation.
 
     Raises:
-        AnnotationFileError: if the file is not sound.
-        ValueError: for a category that the model does not know, a model without masks, a missing
-            image folder, an output that is the input, or the partial results of another run.
+        AnnotationFileError: if the file is not sound, or the image folder is missing.
+        ValueError: for a file without any class of the model, a model without masks, an output that
+            is the input, or the partial results of another run.
     """
     if not predictor.cfg.MODEL.MASK_ON:
         raise ValueError("MODEL.MASK_ON is False: this model predicts no masks")
     if os.path.exists(output) and os.path.samefile(json_file, output):
         raise ValueError(f"The output file is the annotation file itself: {output}")
-    if not os.path.isdir(image_root):
-        raise ValueError(f"The image folder '{image_root}' does not exist")
-    file = AnnotationFile(json_file)
-    with open(json_file, encoding="utf-8-sig") as f:
-        content = json.load(f)  # to be written as it is, but for the masks
+    annotations = read_annotations(json_file, image_root, options=reading_options(predictor.cfg))
+    log_reading(annotations)
+    content = load_json(json_file)  # to be written as it is, but for the masks
     completion = MaskCompletion(content["annotations"])
-    records = _records(file, image_root, predictor.class_names, replace, completion)
+    records = _records(annotations, predictor.class_names, replace, completion)
+    if completion.unknown_classes:
+        logger.warning(
+            "The model does not have these classes, whose annotations stay as they are: "
+            f"{shorten(completion.unknown_classes)}"
+        )
     if completion.not_understood:
         logger.warning(
             f"{len(completion.not_understood)} annotations have a segmentation that is no usable "
@@ -197,74 +204,57 @@ def read_masks(json_file: str) -> Dict[object, dict]:
     Raises:
         AnnotationFileError: if the file is not sound.
     """
-    file = AnnotationFile(json_file)
-    images, names = file.images_by_id(), file.class_names()
-    instances, _ = file.instances_by_image(images, file.category_id_map())
+    annotations = read_annotations(json_file)
     return {
         x["id"]: {
-            "mask": to_rle(x["segmentation"], image["height"], image["width"]),
+            "mask": to_rle(x["segmentation"], record["height"], record["width"]),
             "bbox": x["bbox"],
-            "class_name": names[x["category_id"]],
+            "class_name": annotations.class_names[x["category_id"]],
         }
-        for image_id, image in images.items()
-        for x in instances[image_id]
-        if "segmentation" in x
+        for record in annotations.records
+        for x in record["annotations"]
+        if "segmentation" in x and not x["iscrowd"]
     }
 
 
-def _records(file, image_root, class_names, replace, completion) -> List[dict]:
+def _records(annotations, class_names, replace, completion) -> List[dict]:
     """Images with the annotations to predict masks for, in classes of the model."""
-    names, images = file.class_names(), file.images_by_id()
-    instances, _ = file.instances_by_image(images, file.category_id_map())
-    index_of = {x["id"]: index for index, x in enumerate(completion.annotations)}
-    records, unknown, num_seen = [], set(), 0
-    for image_id, image in images.items():
+    known = [x for x in annotations.class_names if x in class_names]
+    if not known:
+        raise ValueError(
+            f"{annotations.path} has none of the model's classes. Its classes are "
+            f"{shorten(annotations.class_names)}; those of the model are {shorten(class_names)}"
+        )
+    completion.unknown_classes = [x for x in annotations.class_names if x not in class_names]
+    records, num_seen = [], 0
+    of_model = to_model_classes(annotations.records, annotations.class_names, class_names)
+    for record in of_model:
         chosen = []
-        for x in instances[image_id]:
+        for x in record["annotations"]:
             if x["iscrowd"]:
                 continue
             num_seen += 1
-            index, name = index_of[x["id"]], names[x["category_id"]]
+            given = completion.annotations[x["index"]].get("segmentation")
             if "segmentation" in x and not replace:
                 completion.num_kept += 1
-            elif not (replace or _is_nothing(completion.annotations[index].get("segmentation"))):
-                completion.not_understood.append(index)
-            elif name not in class_names:
-                unknown.add(name)
+            elif not (replace or is_nothing(given) or _is_empty_rle(given)):
+                completion.not_understood.append(x["index"])
             else:
-                box = BoxMode.convert(x["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
-                chosen.append((index, box, class_names.index(name)))
+                box = BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS)
+                chosen.append((x["index"], box, x["category_id"]))
         if chosen:
             indices, boxes, classes = zip(*chosen)
-            records.append(
-                {
-                    "file_name": os.path.join(image_root, image["file_name"]),
-                    "height": image["height"],
-                    "width": image["width"],
-                    "indices": indices,
-                    "boxes": np.array(boxes, dtype=np.float64),
-                    "classes": classes,
-                }
-            )
-    if unknown:
-        shown = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
-        raise file.error(
-            f"the model does not know the categories {', '.join(sorted(unknown))}; its classes are "
-            f"{shown}"
-        )
+            boxes = np.array(boxes, dtype=np.float64)
+            records.append({**record, "indices": indices, "boxes": boxes, "classes": classes})
     completion.num_left_out = len(completion.annotations) - num_seen
     return records
 
 
-def _is_nothing(segmentation) -> bool:
-    """Whether a segmentation draws nothing: none at all, empty, or an RLE without foreground."""
-    if isinstance(segmentation, list):
-        return not any(segmentation)
-    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
-        return not any(segmentation["counts"][1::2])
-    if isinstance(segmentation, dict) and {"counts", "size"} <= segmentation.keys():
-        return mask_util.area(segmentation) == 0
-    return not segmentation
+def _is_empty_rle(segmentation) -> bool:
+    """For what the reader took for no mask: whether it is an RLE, which then has no foreground."""
+    return isinstance(segmentation, dict) or (
+        isinstance(segmentation, list) and any(isinstance(x, dict) for x in segmentation)
+    )
 
 
 class _Images(Dataset):
@@ -272,6 +262,7 @@ class _Images(Dataset):
 
     def __init__(self, cfg, records):
         self._to_input = ModelInput(cfg)
+        self._read = ImageReader.from_config(cfg, format="RGB")
         self._records = records
 
     def __len__(self):
@@ -280,7 +271,7 @@ class _Images(Dataset):
     def __getitem__(self, index):
         record = self._records[index]
         try:
-            image = read_image(record["file_name"], format="RGB")
+            image = self._read(record["file_name"])
             utils.check_image_size(record, image)
         except ValueError as error:
             return record, None, str(error)

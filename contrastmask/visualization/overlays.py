@@ -8,7 +8,7 @@ from detectron2.structures import Boxes, BoxMode
 from detectron2.utils.visualizer import GenericMask, Visualizer
 from matplotlib import colormaps
 
-from ..data.segmentation import usable_segmentation
+from ..data.masks import usable_segmentation
 from .labels import literal
 
 BASE_COLOR = (0.10, 0.45, 1.00)

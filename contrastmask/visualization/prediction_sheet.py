@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..data.images import read_image
+from ..data.images import ImageReader
 from .figure import arrange_panels, save_png
 from .overlays import draw_cams, draw_detections, draw_ground_truth
 
@@ -41,7 +41,7 @@ def spread(items, number):
     return [items[i] for i in np.rint(indices).astype(int)]
 
 
-def write_sheet(path, records, detections, class_split, score_threshold=0.5):
+def write_sheet(path, records, detections, class_split, score_threshold=0.5, reader=None):
     """Write a PNG with one row per image: ground truth, detections, CAMs.
 
     Args:
@@ -49,14 +49,15 @@ def write_sheet(path, records, detections, class_split, score_threshold=0.5):
         records (list[dict]): N >= 1 images in Detectron2's dataset format.
         detections (list[Instances]): N, on the CPU. The column of CAMs is left out if they have
             no `pred_cams`.
-        class_split (ClassSplit): decides the colours.
+        class_split (ClassSplit): decides the colors.
         score_threshold (float): detections below are not drawn.
+        reader (ImageReader): reads images as RGB; None for one without options.
     """
     detections = [x[x.scores >= score_threshold] for x in detections]
     columns = _COLUMNS if detections[0].has("pred_cams") else _COLUMNS[:-1]
-    rows = []
+    rows, reader = [], reader or ImageReader("RGB")
     for record, instances in zip(records, detections):
-        image = read_image(record["file_name"], format="RGB")
+        image = reader(record["file_name"])
         panels = [
             draw_ground_truth(image, record, class_split),
             draw_detections(image, instances, class_split),
