@@ -1,7 +1,7 @@
 """A trained model from a config and a checkpoint."""
 
 from ..checkpoint import ContrastMaskCheckpointer
-from ..modeling.build import build_model
+from ..modeling import build_model
 
 __all__ = ["load_model"]
 

@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 
-from contrastmask.modeling.contrastive_head import ContrastiveHead
+from contrastmask.modeling.contrastive_head import ContrastiveHead, Projector
 
 
 def test_loss_equals_projecting_every_pixel(heads_cfg):
@@ -54,3 +54,7 @@ def test_zero_loss_weight_builds_no_projector(heads_cfg):
     head = ContrastiveHead(heads_cfg, ShapeSpec(channels=4, height=14, width=14))
     assert not head.has_loss
     assert all("projector" not in name for name, _ in head.named_parameters())
+
+
+def test_projector_without_convolutions():
+    assert Projector(4, 6, 0, "BN")(torch.randn(2, 4, 3, 3)).shape == (2, 3, 3, 6)
