@@ -156,3 +156,27 @@ def test_weight_and_units():
     assert torch.allclose(loss(0.5, 10, 99, 1.0), full / 2)
     # The model's normalization plays no part.
     assert torch.allclose(loss(1.0, 10, 9, 0.5), full)
+
+
+def test_every_key_reaches_the_loss(heads_cfg):
+    assert BoxSupervision.from_config(heads_cfg) is None  # off by default
+    keys = heads_cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION
+    keys.LOSS_WEIGHT, keys.MAX_COLOR_DISTANCE, keys.WARMUP = 0.7, 33.0, 0.3
+    heads_cfg.SOLVER.MAX_ITER = 77
+    heads_cfg.MODEL.PIXEL_MEAN, heads_cfg.MODEL.PIXEL_STD = [9.0, 8.0, 7.0], [1.0, 2.0, 3.0]
+    supervision = BoxSupervision.from_config(heads_cfg)
+    assert (supervision.weight, supervision.max_color_distance) == (0.7, 33.0)
+    assert supervision.warmup_iters == 23  # of 23.1
+    assert supervision.pixel_std.tolist() == [1, 2, 3]
+    assert not supervision.state_dict()
+    keys.WARMUP = 1.0
+    assert BoxSupervision.from_config(heads_cfg).warmup_iters == 77
+
+
+def test_colors_at_the_limit_are_not_similar():
+    logits, colors = synthetic(1)
+    colors = torch.zeros_like(colors)
+    colors[:, 1, ::2] = 5.0  # rows alternate between two colors
+    in_image = torch.ones_like(colors[:, 0], dtype=torch.bool)
+    losses = [color_affinity_loss(logits, colors, in_image, limit) for limit in (4.9, 5.0, 5.1)]
+    assert losses[0] == losses[1] != losses[2]

@@ -283,6 +283,12 @@ def test_cams_and_loss_of_a_training_step(heads_cfg, build_heads, make_batch, ru
         assert scalars[f"contrastive/num_{name}"] == value.sum() > 0
 
 
+@pytest.mark.parametrize("iteration, ramp", [(29, 0.5), (30, 0.75)])
+def test_the_ramp_steps_with_the_iteration(heads_cfg, build_heads, run_heads, iteration, ramp):
+    _, storage = run_heads(build_heads(heads_cfg), iteration=iteration)
+    assert storage.latest()["contrastive/ramp"][0] == ramp
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_training_without_cams_in_the_mask_head(
     heads_cfg, build_heads, make_batch, run_heads, detect, spy, enabled

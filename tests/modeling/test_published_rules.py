@@ -130,16 +130,30 @@ def test_options(heads_cfg, build_heads, build_rpn):
     heads_cfg.MODEL.CLAMP_BOX_DELTAS_BELOW = True
     heads_cfg.MODEL.RPN.LOW_QUALITY_MIN_IOU = 0.3
     heads_cfg.MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU = 0.5
+    heads_cfg.MODEL.RPN.BBOX_REG_WEIGHTS = (2.0, 3.0, 4.0, 5.0)
+    heads_cfg.MODEL.RPN.IOU_THRESHOLDS, heads_cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [0.2, 0.6], [0.4]
     heads, rpn = build_heads(heads_cfg), build_rpn(heads_cfg)
     for transform, weights in (
         (heads.box_predictor.box2box_transform, (10.0, 10.0, 5.0, 5.0)),
-        (rpn.box2box_transform, (1.0, 1.0, 1.0, 1.0)),
+        (rpn.box2box_transform, (2.0, 3.0, 4.0, 5.0)),
     ):
         assert type(transform) is TwoSidedClampBox2BoxTransform
         assert tuple(transform.weights) == weights
-    assert type(rpn.anchor_matcher) is ReassigningMatcher
-    assert (rpn.anchor_matcher.min_iou, rpn.anchor_matcher.last_are_gt) == (0.3, False)
-    assert heads.proposal_matcher.min_iou == 0.5
+    for matcher, min_iou, thresholds, last_are_gt in (
+        (rpn.anchor_matcher, 0.3, [0.2, 0.6], False),
+        (heads.proposal_matcher, 0.5, [0.4], True),
+    ):
+        assert type(matcher) is ReassigningMatcher
+        assert matcher.min_iou == min_iou and matcher.last_are_gt == last_are_gt
+        assert matcher.thresholds[1:-1] == thresholds
+
+
+def test_an_overlap_of_0_is_no_default(heads_cfg, build_heads, build_rpn):
+    """-1 is off, 0 is on."""
+    heads_cfg.MODEL.RPN.LOW_QUALITY_MIN_IOU = 0.0
+    heads_cfg.MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU = 0.0
+    assert type(build_heads(heads_cfg).proposal_matcher) is ReassigningMatcher
+    assert type(build_rpn(heads_cfg).anchor_matcher) is ReassigningMatcher
 
 
 @pytest.mark.parametrize("append_gt", [True, False])

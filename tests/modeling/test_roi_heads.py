@@ -311,9 +311,104 @@ def test_500_steps_in_bfloat16_stay_finite(heads_cfg, build_heads, make_batch, r
     assert sum(totals[-50:]) < 0.8 * sum(totals[:50])
 
 
+def test_every_key_reaches_the_heads(heads_cfg, build_heads):
+    """Values that differ from each other and from the defaults."""
+    heads_cfg.merge_from_list(
+        [
+            *("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 5),
+            *("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 12),
+            *("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 2),
+            *("MODEL.ROI_MASK_HEAD.CAM_ON", False),
+            *("MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY", False),
+            *("MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK", 19),
+            *("MODEL.ROI_MASK_HEAD.NUM_CONV", 3),
+            *("MODEL.ROI_MASK_HEAD.NORM", "FrozenBN"),
+            *("MODEL.ROI_MASK_HEAD.LOGIT_INIT_STD", 90.0),
+            *("MODEL.ROI_CONTRASTIVE_HEAD.POOLER_RESOLUTION", 20),
+            *("MODEL.ROI_CONTRASTIVE_HEAD.POOLER_SAMPLING_RATIO", 3),
+            *("MODEL.ROI_CONTRASTIVE_HEAD.POOLER_TYPE", "ROIAlign"),
+            *("MODEL.ROI_CONTRASTIVE_HEAD.MAX_ROIS", 21),
+            *("MODEL.ROI_HEADS.INCLUDE_GT_BOXES", True),
+            *("VIS_PERIOD", 22),
+        ]
+    )
+    heads = build_heads(heads_cfg)
+    assert heads.contrastive_pooler.output_size == (20, 20)
+    for pooler, ratio, aligned in (
+        (heads.contrastive_pooler, 3, False),
+        (heads.mask_pooler, 2, True),
+    ):
+        assert [x.spatial_scale for x in pooler.level_poolers] == [1 / 4, 1 / 8]
+        assert {(x.sampling_ratio, x.aligned) for x in pooler.level_poolers} == {(ratio, aligned)}
+    assert (heads.cam_on, heads.gt_boxes_only, heads.include_gt_boxes) == (False, False, True)
+    assert (heads.test_rois_per_chunk, heads.max_contrastive_rois, heads.vis_period) == (19, 21, 22)
+    mask_head = heads.mask_head
+    assert [x.out_channels for x in mask_head.convs] == [8, 8, 8]
+    assert {type(x.norm).__name__ for x in mask_head.convs} == {"FrozenBatchNorm2d"}
+    assert mask_head.predictor.weight.std() > 20
+
+
+def test_names_of_tensors(heads_cfg, build_heads):
+    """They are the names in checkpoints. Nothing else is stored."""
+    heads_cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT = 1.0
+    layers = [
+        "box_head.shared.conv1",
+        "box_head.cls_branch.conv1",
+        "box_head.reg_branch.conv1",
+        "box_head.reg_branch.conv2",
+        "box_predictor.cls_score",
+        "box_predictor.bbox_pred",
+        "mask_head.fuse",
+        "mask_head.convs.mask_fcn1",
+        "mask_head.deconv",
+        "mask_head.predictor",
+        "contrastive_head.encoder.conv1",
+        "contrastive_head.encoder.conv2",
+        "contrastive_head.projector.linear",
+    ]
+    expected = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    for k in (1, 2):
+        name = f"contrastive_head.projector.convs.conv{k}"
+        expected |= {f"{name}.weight", f"{name}.norm.weight", f"{name}.norm.bias"}
+        expected |= {
+            f"{name}.norm.{x}" for x in ("running_mean", "running_var", "num_batches_tracked")
+        }
+    assert set(build_heads(heads_cfg).state_dict()) == expected
+
+
+@pytest.mark.parametrize("num_conv", [0, 1])
+def test_widths_without_convolutions(heads_cfg, build_heads, run_heads, num_conv):
+    """The mask head takes the encoder's output, whatever makes it."""
+    heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD.NUM_CONV = num_conv
+    heads_cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 1 - num_conv
+    heads = build_heads(heads_cfg)
+    assert heads.mask_head.fuse.in_channels == (10 if num_conv else 16)
+    assert heads.mask_head.deconv.in_channels == (16 if num_conv else 8)
+    losses, _ = run_heads(heads)
+    assert torch.isfinite(sum(losses.values()))
+
+
+@pytest.mark.parametrize("loss_weight", [0.0, 1.0])
+def test_heads_without_masks(heads_cfg, build_heads, make_batch, run_heads, detect, loss_weight):
+    """MODEL.MASK_ON False: options of the mask branch play no part."""
+    heads_cfg.MODEL.MASK_ON = False
+    heads_cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = False
+    heads_cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT = loss_weight
+    heads = build_heads(heads_cfg)
+    features, proposals, targets = make_batch()
+    for x in targets:
+        x.remove("gt_masks")
+    losses, _ = run_heads(heads, (features, proposals, targets))
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    assert not any(
+        x.has("pred_masks") or x.has("pred_cams") for x in detect(heads, features, proposals)
+    )
+
+
 BAD_CONFIGS = {
     "LOSS_FORM": ("MODEL.ROI_CONTRASTIVE_HEAD.LOSS_FORM", "thesis"),
     "SAMPLE_FRACTION": ("MODEL.ROI_CONTRASTIVE_HEAD.SAMPLE_FRACTION", 0.0),
+    "SAMPLE_FRACTION has": ("MODEL.ROI_CONTRASTIVE_HEAD.SAMPLE_FRACTION", 1.01),
     "CLS_AGNOSTIC_MASK": ("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False),
     "MODEL.ROI_BOX_HEAD.NAME is FastRCNNConvFCHead.*ContrastMaskBoxHead": (
         "MODEL.ROI_BOX_HEAD.NAME",
@@ -325,9 +420,11 @@ BAD_CONFIGS = {
     ),
     "TRAIN_ON_PRED_BOXES": ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True),
     "TEST_ROIS_PER_CHUNK": ("MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK", 0),
+    "RAMP_STEPS": ("MODEL.ROI_CONTRASTIVE_HEAD.RAMP_STEPS", 0),
     "PROPOSAL_APPEND_GT": ("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False),
-    "BOX_SUPERVISION.LOSS_WEIGHT": ("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT", -1.0),
-    "BOX_SUPERVISION.WARMUP": ("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP", 1.5),
+    "BOX_SUPERVISION.LOSS_WEIGHT": ("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT", -0.01),
+    "BOX_SUPERVISION.WARMUP": ("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP", 1.01),
+    "BOX_SUPERVISION.WARMUP has": ("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP", -0.01),
     "INCLUDE_GT_BOXES needs": (
         "MODEL.ROI_HEADS.INCLUDE_GT_BOXES",
         True,
