@@ -24,7 +24,7 @@ from .checkpoint import ContrastMaskCheckpointer, model_class_split, model_confi
 from .config import use_available_device
 from .data import ContrastMaskDatasetMapper
 from .data.images import ImageReader
-from .modeling.build import build_model
+from .modeling import build_model
 
 __all__ = [
     "BoxMask",

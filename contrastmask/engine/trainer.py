@@ -28,8 +28,7 @@ from ..evaluation import (
     write_results_json,
 )
 from ..evaluation.report import write_report
-from ..modeling.build import build_model
-from ..modeling.frozen_parts import freeze_parts
+from ..modeling import build_model, freeze_parts
 from ..output import exit_if_not_writable
 from ..solver import build_optimizer
 from .loss_checking import LossCheckingAMPTrainer, LossCheckingTrainer

@@ -10,10 +10,11 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from .box_regression import build_box2box_transform
-from .conv_stack import build_conv_stack
+from .layers import build_conv_stack, conv_stack_width
+from .published_rules import build_box2box_transform
 
 
 class BoxFeatures(NamedTuple):
@@ -34,7 +35,14 @@ class ContrastMaskBoxHead(nn.Module):
 
     @configurable
     def __init__(
-        self, input_shape: ShapeSpec, *, num_conv, num_cls_conv, num_reg_conv, conv_dim, norm=""
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_conv: int,
+        num_cls_conv: int,
+        num_reg_conv: int,
+        conv_dim: int,
+        norm: str = "",
     ):
         """
         Args:
@@ -46,11 +54,11 @@ class ContrastMaskBoxHead(nn.Module):
         """
         super().__init__()
         self.shared = build_conv_stack(input_shape.channels, conv_dim, num_conv, norm)
-        channels = conv_dim if num_conv else input_shape.channels
+        channels = conv_stack_width(input_shape.channels, conv_dim, num_conv)
         self.cls_branch = build_conv_stack(channels, conv_dim, num_cls_conv, norm)
         self.reg_branch = build_conv_stack(channels, conv_dim, num_reg_conv, norm)
-        cls_channels = conv_dim if num_cls_conv else channels
-        reg_channels = conv_dim if num_reg_conv else channels
+        cls_channels = conv_stack_width(channels, conv_dim, num_cls_conv)
+        reg_channels = conv_stack_width(channels, conv_dim, num_reg_conv)
         if cls_channels != reg_channels:
             raise ValueError(
                 f"the class branch of the box head ends with {cls_channels} channels, the box "
@@ -71,7 +79,7 @@ class ContrastMaskBoxHead(nn.Module):
             "norm": head.NORM,
         }
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> BoxFeatures:
         """
         Args:
             x (Tensor): (R, C, H, W) RoI features.
@@ -102,7 +110,7 @@ class ContrastMaskBoxPredictor(FastRCNNOutputLayers):
         ret["box2box_transform"] = build_box2box_transform(cfg, weights)
         return ret
 
-    def forward(self, x):
+    def forward(self, x: BoxFeatures) -> tuple[Tensor, Tensor]:
         """
         Args:
             x (BoxFeatures):
@@ -113,7 +121,9 @@ class ContrastMaskBoxPredictor(FastRCNNOutputLayers):
         """
         return self.cls_score(x.class_vector), self.bbox_pred(x.box_vector)
 
-    def inference(self, predictions, proposals):
+    def inference(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[Tensor]]:
         """
         See :meth:`FastRCNNOutputLayers.inference`. The returned indices count all proposals of an
         image; Detectron2's own leave out those with an infinite or NaN prediction.

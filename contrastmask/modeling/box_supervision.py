@@ -3,15 +3,19 @@ A mask loss for ground-truth boxes without a mask. Not part of ContrastMask: its
 of BoxInst (Tian et al., CVPR 2021, Sec. 3), here on the grid of a RoI. Training only.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.layers import ROIAlign
+from detectron2.structures import Boxes, ImageList
 from torch import nn
 
-from .precision import full_precision
+from .layers import full_precision
 
-# Steps (rows, columns) to the neighbours that a pixel is compared with; the opposite steps are
-# covered by the neighbours' own comparison.
+# Steps (rows, columns) to the neighbors that a pixel is compared with; the opposite steps are
+# covered by the neighbors' own comparison.
 _STEPS = [(s * dy, s * dx) for s in (1, 2) for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1))]
 _MARGIN = max(max(abs(x) for x in step) for step in _STEPS)
 # Outside a box nothing is foreground: the logit there.
@@ -19,13 +23,20 @@ _OUTSIDE_LOGIT = -20.0
 
 
 class BoxSupervision(nn.Module):
-    """Projection and colour affinity of predicted masks, with a weight that grows linearly."""
+    """Projection and color affinity of predicted masks, with a weight that grows linearly."""
 
-    def __init__(self, *, weight, max_color_distance, warmup_iters, pixel_std):
+    def __init__(
+        self,
+        *,
+        weight: float,
+        max_color_distance: float,
+        warmup_iters: int,
+        pixel_std: Sequence[float],
+    ):
         """
         Args:
             weight (float): of the loss, after the warm-up.
-            max_color_distance (float): pixels are compared if their colours differ by less, as a
+            max_color_distance (float): pixels are compared if their colors differ by less, as a
                 Euclidean distance; in the image's units, 0..255.
             warmup_iters (int): iterations until the weight is reached.
             pixel_std (list[float]): by which the model divides the image's channels.
@@ -37,7 +48,7 @@ class BoxSupervision(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> "BoxSupervision | None":
         """
         Returns:
             BoxSupervision, or None if its weight is 0.
@@ -60,11 +71,13 @@ class BoxSupervision(nn.Module):
             pixel_std=cfg.MODEL.PIXEL_STD,
         )
 
-    def forward(self, logits, images, boxes, iteration):
+    def forward(
+        self, logits: torch.Tensor, images: ImageList, boxes: list[Boxes], iteration: int
+    ) -> torch.Tensor:
         """
         Args:
             logits (Tensor): (T, 1, H, H) mask logits of boxes without a mask, T > 0.
-            images (ImageList): N, the normalised batch.
+            images (ImageList): N, the normalized batch.
             boxes (list[Boxes]): the T boxes, for each image.
             iteration (int):
 
@@ -80,7 +93,7 @@ class BoxSupervision(nn.Module):
             return loss * (self.weight * min((iteration + 1) / max(self.warmup_iters, 1), 1.0))
 
 
-def projection_loss(logits):
+def projection_loss(logits: torch.Tensor) -> torch.Tensor:
     """
     Every row and every column of a tight box has a foreground pixel: cross-entropy of the largest
     probability of each.
@@ -95,9 +108,11 @@ def projection_loss(logits):
     return F.softplus(-largest).mean()
 
 
-def color_affinity_loss(logits, colors, in_image, max_distance):
+def color_affinity_loss(
+    logits: torch.Tensor, colors: torch.Tensor, in_image: torch.Tensor, max_distance: float
+) -> torch.Tensor:
     """
-    Neighbours of similar colour are both foreground or both background: minus the mean log
+    Neighbors of similar color are both foreground or both background: minus the mean log
     probability of this, over all pairs with a pixel in the box. Pixels outside are background,
     those outside the image are in no pair.
 
@@ -105,10 +120,10 @@ def color_affinity_loss(logits, colors, in_image, max_distance):
         logits (Tensor): (T, H, H) float.
         colors (Tensor): (T, 3, H + 2 m, H + 2 m) from :func:`crop_colors`.
         in_image (Tensor): (T, H + 2 m, H + 2 m) bool from :func:`crop_colors`.
-        max_distance (float): colours are similar below this Euclidean distance.
+        max_distance (float): colors are similar below this Euclidean distance.
 
     Returns:
-        Tensor: 0-dim; 0 if no colours are similar.
+        Tensor: 0-dim; 0 if no colors are similar.
     """
     inside = F.pad(torch.ones_like(logits, dtype=torch.bool), [_MARGIN] * 4)
     logits = F.pad(logits, [_MARGIN] * 4, value=_OUTSIDE_LOGIT)
@@ -126,9 +141,11 @@ def color_affinity_loss(logits, colors, in_image, max_distance):
     return total / number.clamp(min=1)
 
 
-def crop_colors(images, boxes, size):
+def crop_colors(
+    images: ImageList, boxes: list[Boxes], size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Mean colours of the cells of boxes, and of a margin of as many cells around them as neighbours
+    Mean colors of the cells of boxes, and of a margin of as many cells around them as neighbors
     are apart.
 
     Args:
@@ -137,8 +154,8 @@ def crop_colors(images, boxes, size):
         size (int): cells along a side of a box.
 
     Returns:
-        tuple[Tensor, Tensor]: colours (T, 3, size + 2 m, size + 2 m) float32, no gradient, and
-        whether the centre of each cell is in its image (T, size + 2 m, size + 2 m) bool.
+        tuple[Tensor, Tensor]: colors (T, 3, size + 2 m, size + 2 m) float32, no gradient, and
+        whether the center of each cell is in its image (T, size + 2 m, size + 2 m) bool.
     """
     num_cells = size + 2 * _MARGIN
     with torch.no_grad():
@@ -163,7 +180,7 @@ def crop_colors(images, boxes, size):
 
 
 def _pairs(x, step):
-    """Each pixel and its neighbour `step` away, two views of the (..., H, W) tensor `x`."""
+    """Each pixel and its neighbor `step` away, two views of the (..., H, W) tensor `x`."""
     dy, dx = step
     height, width = x.shape[-2:]
     left, right = max(-dx, 0), max(dx, 0)

@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 
-from .precision import full_precision
+from .layers import full_precision
 
 
-def class_activation_map(features, class_weights):
+def class_activation_map(features: torch.Tensor, class_weights: torch.Tensor) -> torch.Tensor:
     """
     CAM of one class per RoI: the dot product of the classifier's weights of that class with the
     feature at each position, no bias (Sec. 3.1; weights detached as in the authors' code).
@@ -23,7 +23,7 @@ def class_activation_map(features, class_weights):
         return torch.einsum("rchw,rc->rhw", features.float(), weights)[:, None]
 
 
-def resize_map(maps, size):
+def resize_map(maps: torch.Tensor, size: int) -> torch.Tensor:
     """
     Resize maps bilinearly, without aligned corners.
 
@@ -39,18 +39,18 @@ def resize_map(maps, size):
     return F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=False)
 
 
-def min_max_normalize(maps, eps=1e-5):
+def min_max_normalize(maps: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     """
     Scale each map to the range 0 to 1. A constant map becomes 0, without a gradient (the authors'
     code gives NaN there).
 
     Args:
-        maps (Tensor): (R, 1, H, W).
+        maps (Tensor): (..., H, W).
         eps (float): a map is constant if its values differ by at most this; where they are above
             1, relative to them, because they differ by rounding errors.
 
     Returns:
-        Tensor: (R, 1, H, W).
+        Tensor: (..., H, W).
     """
     low = maps.amin(dim=(-2, -1), keepdim=True)
     high = maps.amax(dim=(-2, -1), keepdim=True)

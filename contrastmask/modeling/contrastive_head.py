@@ -4,32 +4,37 @@ whose output the contrastive loss compares. The projector is for training only.
 """
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import nn
 
-from .contrastive_loss import LOSS_FORMS, query_sharing_loss
-from .conv_stack import build_conv_stack
-from .pixel_sets import build_pixel_sets, sample_keys
-from .precision import full_precision
+from .contrastive_loss import LOSS_FORMS, ContrastiveTerms, loss_ramp, query_sharing_loss
+from .layers import build_conv_stack, conv_stack_width, full_precision
+from .pixel_sets import KeySets, PixelSets, build_pixel_sets, sample_keys
+
+
+def encoder_width(cfg: CfgNode, in_channels: int) -> int:
+    """Channels of the encoder's output, for features of `in_channels` channels."""
+    head = cfg.MODEL.ROI_CONTRASTIVE_HEAD
+    return conv_stack_width(in_channels, head.CONV_DIM, head.NUM_CONV)
 
 
 class Projector(nn.Module):
     """Per-pixel layers: 1x1 convolutions with norm and ReLU, then one linear layer."""
 
-    def __init__(self, in_channels, dim, num_conv, norm):
+    def __init__(self, in_channels: int, dim: int, num_conv: int, norm: str):
         """
         Args:
             in_channels (int): channels of the input.
             dim (int): channels of all layers.
             num_conv (int): number of 1x1 convolutions.
-            norm (str): their normalisation, a Detectron2 norm name or "".
+            norm (str): their normalization, a Detectron2 norm name or "".
         """
         super().__init__()
         self.convs = build_conv_stack(in_channels, dim, num_conv, norm, kernel_size=1)
-        self.linear = nn.Linear(dim if num_conv else in_channels, dim)
+        self.linear = nn.Linear(conv_stack_width(in_channels, dim, num_conv), dim)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
         Args:
             x (Tensor): (R, C, H, W).
@@ -48,18 +53,19 @@ class ContrastiveHead(nn.Module):
         self,
         input_shape: ShapeSpec,
         *,
-        num_conv,
-        conv_dim,
-        norm="",
-        num_projector_conv,
-        projector_dim,
-        projector_norm,
-        loss_weight,
-        loss_form,
-        temperature_easy,
-        temperature_hard,
-        sample_fraction,
-        pixel_set_params,
+        num_conv: int,
+        conv_dim: int,
+        norm: str = "",
+        num_projector_conv: int,
+        projector_dim: int,
+        projector_norm: str,
+        loss_weight: float,
+        ramp_params: dict,
+        loss_form: str,
+        temperature_easy: float,
+        temperature_hard: float,
+        sample_fraction: float,
+        pixel_set_params: dict,
     ):
         """
         Args:
@@ -67,12 +73,13 @@ class ContrastiveHead(nn.Module):
             num_conv, conv_dim, norm: of the encoder.
             num_projector_conv, projector_dim, projector_norm: of the projector.
             loss_weight (float): 0 leaves out the projector and the loss.
+            ramp_params (dict): keyword arguments of :func:`loss_ramp`.
             loss_form (str), temperature_easy (float), temperature_hard (float): of the loss.
             sample_fraction (float): fraction of each key set that is sampled.
             pixel_set_params (dict): keyword arguments of :func:`build_pixel_sets`.
 
         Raises:
-            ValueError: for a loss form or a fraction that does not exist.
+            ValueError: for a loss form that does not exist, and numbers out of range.
         """
         super().__init__()
         if loss_form not in LOSS_FORMS:
@@ -84,7 +91,9 @@ class ContrastiveHead(nn.Module):
                 "MODEL.ROI_CONTRASTIVE_HEAD.SAMPLE_FRACTION has to be above 0 and at most 1, "
                 f"not {sample_fraction}"
             )
+        loss_ramp(0, **ramp_params)  # complains about bad parameters before training
         self.loss_weight = loss_weight
+        self.ramp_params = ramp_params
         self.loss_form = loss_form
         self.temperature_easy = temperature_easy
         self.temperature_hard = temperature_hard
@@ -92,10 +101,7 @@ class ContrastiveHead(nn.Module):
         self.pixel_set_params = pixel_set_params
 
         self.encoder = build_conv_stack(input_shape.channels, conv_dim, num_conv, norm)
-        channels = conv_dim if num_conv else input_shape.channels
-        self.output_shape = ShapeSpec(
-            channels=channels, height=input_shape.height, width=input_shape.width
-        )
+        channels = conv_stack_width(input_shape.channels, conv_dim, num_conv)
         self.projector = (
             Projector(channels, projector_dim, num_projector_conv, projector_norm)
             if loss_weight > 0
@@ -114,6 +120,12 @@ class ContrastiveHead(nn.Module):
             "projector_dim": head.PROJECTOR_DIM,
             "projector_norm": head.PROJECTOR_NORM,
             "loss_weight": head.LOSS_WEIGHT,
+            "ramp_params": {
+                "max_iter": cfg.SOLVER.MAX_ITER,
+                "start": head.RAMP_START,
+                "num_steps": head.RAMP_STEPS,
+                "full_step": head.RAMP_FULL_STEP,
+            },
             "loss_form": head.LOSS_FORM,
             "temperature_easy": head.TEMPERATURE_EASY,
             "temperature_hard": head.TEMPERATURE_HARD,
@@ -128,11 +140,15 @@ class ContrastiveHead(nn.Module):
         }
 
     @property
-    def has_loss(self):
+    def has_loss(self) -> bool:
         """bool: whether the head has a projector and a loss."""
         return self.projector is not None
 
-    def forward(self, x):
+    def ramp(self, iteration: int) -> float:
+        """Factor of the loss weight in an iteration; see :func:`loss_ramp`."""
+        return loss_ramp(iteration, **self.ramp_params)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
         Args:
             x (Tensor): (R, C, H, W) RoI features; detached from the backbone by the caller.
@@ -142,7 +158,13 @@ class ContrastiveHead(nn.Module):
         """
         return self.encoder(x)
 
-    def contrast(self, encoded, masks, has_mask, cam):
+    def contrast(
+        self,
+        encoded: torch.Tensor,
+        masks: torch.Tensor,
+        has_mask: torch.Tensor,
+        cam: torch.Tensor,
+    ) -> tuple[ContrastiveTerms, PixelSets, KeySets]:
         """
         Contrastive loss over all positive RoIs of the batch, before its weight.
 
@@ -150,7 +172,7 @@ class ContrastiveHead(nn.Module):
             encoded (Tensor): (R, conv_dim, H, W), the encoder's output, R > 0.
             masks (Tensor): (R, H, W) bool, mask targets.
             has_mask (Tensor): (R,) bool, True for base RoIs.
-            cam (Tensor): (R, H, W) float, CAMs normalised to 0..1; the loss does not train them.
+            cam (Tensor): (R, H, W) float, CAMs normalized to 0..1; the loss does not train them.
 
         Returns:
             tuple[ContrastiveTerms, PixelSets, KeySets]: the terms of the loss, the pixel sets, and

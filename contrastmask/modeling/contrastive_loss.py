@@ -1,11 +1,14 @@
-"""The pixel-level contrastive loss with shared queries (Sec. 3.3): pure functions of tensors."""
+"""
+The pixel-level contrastive loss with shared queries (Sec. 3.3), and the ramp of its weight: pure
+functions.
+"""
 
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from .precision import full_precision
+from .layers import full_precision
 
 LOSS_FORMS = ("released", "paper")
 
@@ -23,7 +26,15 @@ class ContrastiveTerms(NamedTuple):
     background_hard: torch.Tensor
 
 
-def query_sharing_loss(queries, keys, key_sets, *, temperature_easy, temperature_hard, form):
+def query_sharing_loss(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    key_sets: torch.Tensor,
+    *,
+    temperature_easy: float,
+    temperature_hard: float,
+    form: str,
+) -> ContrastiveTerms:
     """
     The four terms of the query-sharing contrastive loss (Eq. 3). The foreground query attracts
     positive and repels negative keys, the background query the reverse.
@@ -55,6 +66,37 @@ def query_sharing_loss(queries, keys, key_sets, *, temperature_easy, temperature
             _contrast(to_background, easy_negative, easy_positive, easy, form),
             _contrast(to_background, hard_negative, hard_positive, hard, form),
         )
+
+
+def loss_ramp(
+    iteration: int, *, max_iter: int, start: float, num_steps: int, full_step: int
+) -> float:
+    """
+    Stepwise growing factor of the loss weight (authors' code: 0.25, 0.25, 0.5, 0.75, then 1 in
+    steps of one twelfth of training). A function of the iteration alone, so a resumed run continues
+    it.
+
+    Args:
+        iteration (int): current iteration, from 0.
+        max_iter (int): iterations of the whole training.
+        start (float): smallest factor.
+        num_steps (int): number of equal steps training is cut into.
+        full_step (int): step, counted from 0, from which on the factor is 1.
+
+    Returns:
+        float: factor between `start` and 1.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+    if max_iter < 1 or num_steps < 1 or full_step < 1 or not 0 <= start <= 1:
+        raise ValueError(
+            "the ramp needs SOLVER.MAX_ITER, MODEL.ROI_CONTRASTIVE_HEAD.RAMP_STEPS and "
+            "RAMP_FULL_STEP of at least 1 and RAMP_START between 0 and 1, not "
+            f"{max_iter}, {num_steps}, {full_step} and {start}"
+        )
+    step = iteration * num_steps // max_iter
+    return min(max(start, step / full_step), 1.0)
 
 
 def _similarity(query, keys, form):

@@ -4,15 +4,17 @@ contrastive head, become one mask per RoI.
 """
 
 import fvcore.nn.weight_init as weight_init
+import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec
+from detectron2.layers import Conv2d, ConvTranspose2d, ROIAlign, ShapeSpec
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
+from detectron2.structures import BitMasks, PolygonMasks
 from torch import nn
 
 from .cam import resize_map
-from .conv_stack import build_conv_stack
-from .precision import full_precision
+from .contrastive_head import encoder_width
+from .layers import build_conv_stack, conv_stack_width, full_precision
 
 _UPSAMPLING = 2  # of the deconvolution
 
@@ -26,11 +28,11 @@ class ContrastMaskMaskHead(nn.Module):
         self,
         input_shape: ShapeSpec,
         *,
-        num_conv,
-        conv_dim,
-        norm="",
-        enhanced_dim=None,
-        logit_init_std=0.0,
+        num_conv: int,
+        conv_dim: int,
+        norm: str = "",
+        enhanced_dim: int | None = None,
+        logit_init_std: float = 0.0,
     ):
         """
         Args:
@@ -50,7 +52,7 @@ class ContrastMaskMaskHead(nn.Module):
         self.convs = build_conv_stack(
             input_shape.channels, conv_dim, num_conv, norm, name="mask_fcn"
         )
-        channels = conv_dim if num_conv else input_shape.channels
+        channels = conv_stack_width(input_shape.channels, conv_dim, num_conv)
         self.deconv = ConvTranspose2d(channels, conv_dim, _UPSAMPLING, stride=_UPSAMPLING)
         weight_init.c2_msra_fill(self.deconv)
         self.predictor = Conv2d(conv_dim, 1, kernel_size=1)
@@ -65,19 +67,18 @@ class ContrastMaskMaskHead(nn.Module):
             raise ValueError(
                 f"{cls.__name__} is class-agnostic: set MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK True"
             )
-        contrastive = cfg.MODEL.ROI_CONTRASTIVE_HEAD
-        encoder_dim = contrastive.CONV_DIM if contrastive.NUM_CONV else input_shape.channels
+        is_enhanced = cfg.MODEL.ROI_CONTRASTIVE_HEAD.ENABLED
         return {
             "input_shape": input_shape,
             "num_conv": head.NUM_CONV,
             "conv_dim": head.CONV_DIM,
             "norm": head.NORM,
-            "enhanced_dim": encoder_dim if contrastive.ENABLED else None,
+            "enhanced_dim": encoder_width(cfg, input_shape.channels) if is_enhanced else None,
             "logit_init_std": head.LOGIT_INIT_STD,
         }
 
     @staticmethod
-    def output_size(input_size):
+    def output_size(input_size: int) -> int:
         """
         Args:
             input_size (int): side of the RoI features, in cells.
@@ -87,11 +88,16 @@ class ContrastMaskMaskHead(nn.Module):
         """
         return _UPSAMPLING * input_size
 
-    def forward(self, x, cam=None, enhanced=None):
+    def forward(
+        self,
+        x: torch.Tensor,
+        cam: torch.Tensor | None = None,
+        enhanced: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """
         Args:
             x (Tensor): (R, C, H, H) RoI features.
-            cam (Tensor): (R, 1, H, H) normalised CAM, added to every channel; None for no CAM.
+            cam (Tensor): (R, 1, H, H) normalized CAM, added to every channel; None for no CAM.
             enhanced (Tensor): (R, D, h, h) enhanced features of the contrastive head, of any
                 resolution; given if the head was built with `enhanced_dim`.
 
@@ -105,7 +111,34 @@ class ContrastMaskMaskHead(nn.Module):
         return self.predictor(F.relu(self.deconv(self.convs(x))))
 
 
-def mask_loss(logits, targets):
+def crop_mask_targets(
+    gt_masks: BitMasks | PolygonMasks, gt_index: torch.Tensor, boxes: torch.Tensor, size: int
+) -> torch.Tensor:
+    """
+    Crop, for each box, the mask of the ground truth it is matched to, and resize it. The result
+    equals ``gt_masks[gt_index].crop_and_resize(boxes, size)`` of Detectron2 without a copy of the
+    full-size mask per box.
+
+    Args:
+        gt_masks (BitMasks or PolygonMasks): the masks of one image.
+        gt_index (Tensor): (R,) int64, index of a mask for each box.
+        boxes (Tensor): (R, 4) float, XYXY in image pixels. One whose sides are in the wrong order
+            counts as one without width or height.
+        size (int): side of the targets, in cells.
+
+    Returns:
+        Tensor: (R, size, size) bool.
+    """
+    if not isinstance(gt_masks, BitMasks):
+        return gt_masks[gt_index].crop_and_resize(boxes, size)
+    low, high = boxes.split(2, dim=1)
+    rois = torch.cat([gt_index.to(boxes.dtype)[:, None], low, torch.maximum(low, high)], dim=1)
+    crop = ROIAlign((size, size), 1.0, 0, aligned=True)
+    masks = gt_masks.tensor.to(device=boxes.device, dtype=torch.float32)
+    return crop(masks[:, None], rois)[:, 0] >= 0.5
+
+
+def mask_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
     Mean binary cross-entropy per pixel.
 
@@ -120,7 +153,7 @@ def mask_loss(logits, targets):
         return F.binary_cross_entropy_with_logits(logits[:, 0].float(), targets.float())
 
 
-def mask_error_rates(logits, targets):
+def mask_error_rates(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
     """
     Pixel error rates at the threshold 0.5, as Detectron2's mask head reports them.
 

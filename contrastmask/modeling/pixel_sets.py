@@ -4,7 +4,7 @@ from the mask for base RoIs and from the CAM for novel RoIs. Pure functions of t
 RoIs.
 
 Regions are bool for callers. Inside they are uint8 or int16 with values 0 and 1: on the CPU PyTorch
-vectorises operations on these, while those that broadcast bool or return it take 5 to 10 times
+vectorizes operations on these, while those that broadcast bool or return it take 5 to 10 times
 longer.
 """
 
@@ -39,7 +39,7 @@ class PixelSets(NamedTuple):
     kept: torch.Tensor
 
 
-def mask_edges(masks):
+def mask_edges(masks: torch.Tensor) -> torch.Tensor:
     """
     Pixels on either side of a mask boundary: where the central difference of the mask (one-sided at
     the border of the RoI) is not zero in x or in y. No edge where a mask runs into the border.
@@ -55,7 +55,7 @@ def mask_edges(masks):
     return (rows[:, 2:] ^ rows[:, :-2]) | (columns[:, :, 2:] ^ columns[:, :, :-2])
 
 
-def boundary_ring(edges, width):
+def boundary_ring(edges: torch.Tensor, width: int) -> torch.Tensor:
     """
     Pixels at most `width` cells away from an edge pixel, in x and in y, that are no edge pixel.
 
@@ -76,13 +76,21 @@ def boundary_ring(edges, width):
 
 
 def build_pixel_sets(
-    masks, has_mask, cam, *, delta, fallback_delta, min_query_size, ring_width, min_set_size
-):
+    masks: torch.Tensor,
+    has_mask: torch.Tensor,
+    cam: torch.Tensor,
+    *,
+    delta: float,
+    fallback_delta: float,
+    min_query_size: int,
+    ring_width: int,
+    min_set_size: int,
+) -> PixelSets:
     """
     Args:
         masks (Tensor): (R, H, W) bool, mask targets. Not looked at where `has_mask` is False.
         has_mask (Tensor): (R,) bool, True for base RoIs.
-        cam (Tensor): (R, H, W) float, CAMs normalised to 0..1.
+        cam (Tensor): (R, H, W) float, CAMs normalized to 0..1.
         delta, fallback_delta, min_query_size, ring_width, min_set_size: see
             ``MODEL.ROI_CONTRASTIVE_HEAD`` in the config.
 
@@ -108,7 +116,7 @@ def build_pixel_sets(
     )
 
 
-def sample_keys(pixel_sets, fraction):
+def sample_keys(pixel_sets: PixelSets, fraction: float) -> KeySets:
     """
     Sample from each key set of each kept RoI, uniformly and without replacement,
     ceil(fraction * size) pixels (float32 arithmetic). Easy and hard keys are drawn independently.

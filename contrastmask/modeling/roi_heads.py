@@ -4,34 +4,25 @@ head -> CAM -> contrastive head -> mask head. In inference: the same on the fina
 without what only the losses need.
 """
 
-from functools import lru_cache
-from typing import Optional
-
 import torch
-from detectron2.config import configurable
-from detectron2.layers import NaiveSyncBatchNorm, ShapeSpec, cat
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
-from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import ImageList, Instances
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from .box_head import ContrastMaskBoxHead, ContrastMaskBoxPredictor
+from .box_head import BoxFeatures, ContrastMaskBoxHead, ContrastMaskBoxPredictor
 from .box_supervision import BoxSupervision
-from .cam import class_activation_map, min_max_normalize, resize_map
+from .cam import class_activation_map
 from .contrastive_head import ContrastiveHead
-from .event_scalars import put_scalars
-from .gt_box_sampling import include_gt_boxes
-from .loss_ramp import LossRamp
-from .mask_head import ContrastMaskMaskHead, mask_error_rates, mask_loss
-from .mask_targets import crop_mask_targets
-from .matcher import ReassigningMatcher
-from .positive_rois import select_positive_rois
-from .self_similarity import enhance_by_self_similarity
-from .training_images import put_training_images
+from .layers import at_least_float32
+from .mask_branch import MaskBranch, refuse_synchronized_norms
+from .mask_head import ContrastMaskMaskHead
+from .published_rules import ReassigningMatcher
+from .sampling import choose_rois, ground_truth_of_boxes, include_gt_boxes
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -45,11 +36,10 @@ class ContrastMaskROIHeads(StandardROIHeads):
     def __init__(
         self,
         *,
-        contrastive_pooler: Optional[nn.Module] = None,
-        contrastive_head: Optional[nn.Module] = None,
-        loss_ramp=None,
+        contrastive_pooler: nn.Module | None = None,
+        contrastive_head: nn.Module | None = None,
         max_contrastive_rois: int = 0,
-        box_supervision: Optional[nn.Module] = None,
+        box_supervision: nn.Module | None = None,
         cam_on: bool = True,
         gt_boxes_only: bool = True,
         test_rois_per_chunk: int = 128,
@@ -62,7 +52,6 @@ class ContrastMaskROIHeads(StandardROIHeads):
         Args:
             contrastive_pooler (nn.Module): pools the features of the contrastive head.
             contrastive_head (nn.Module): None leaves a class-agnostic Mask R-CNN.
-            loss_ramp (callable): iteration -> factor of the contrastive loss.
             max_contrastive_rois (int): RoIs of a batch in the contrastive loss; 0 for all positive.
             box_supervision (nn.Module): mask loss of ground-truth boxes without a mask, or None.
             cam_on (bool): whether the mask head receives CAMs.
@@ -73,6 +62,9 @@ class ContrastMaskROIHeads(StandardROIHeads):
             include_gt_boxes (bool): sample all of these, not some of them by chance.
 
         Other arguments are those of :class:`StandardROIHeads`.
+
+        Raises:
+            ValueError: for options that exclude each other; it names their keys.
         """
         super().__init__(proposal_append_gt=False, **kwargs)
         if self.train_on_pred_boxes:
@@ -85,25 +77,19 @@ class ContrastMaskROIHeads(StandardROIHeads):
                 "MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK has to be at least 1, "
                 f"not {test_rois_per_chunk}"
             )
-        if gt_boxes_only and not proposal_append_gt and self.mask_on:
-            raise ValueError(
-                "MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY needs MODEL.ROI_HEADS.PROPOSAL_APPEND_GT True"
-            )
-        if include_gt_boxes and not proposal_append_gt:
-            raise ValueError(
-                "MODEL.ROI_HEADS.INCLUDE_GT_BOXES needs MODEL.ROI_HEADS.PROPOSAL_APPEND_GT True"
-            )
+        for key, needs_gt_boxes in {
+            "ROI_MASK_HEAD.GT_BOXES_ONLY": gt_boxes_only and self.mask_on,
+            "ROI_MASK_HEAD.BOX_SUPERVISION": box_supervision is not None,
+            "ROI_HEADS.INCLUDE_GT_BOXES": include_gt_boxes,
+        }.items():
+            if needs_gt_boxes and not proposal_append_gt:
+                raise ValueError(f"MODEL.{key} needs MODEL.ROI_HEADS.PROPOSAL_APPEND_GT True")
         if comm.get_world_size() > 1 and self.mask_on:
-            _refuse_synchronized_norms([self.mask_head, contrastive_head])
-        if box_supervision is not None and not proposal_append_gt:
-            raise ValueError(
-                "MODEL.ROI_MASK_HEAD.BOX_SUPERVISION needs MODEL.ROI_HEADS.PROPOSAL_APPEND_GT True"
-            )
+            refuse_synchronized_norms(self.mask_head, contrastive_head)
         self.append_gt = proposal_append_gt
         self.include_gt_boxes = include_gt_boxes
         self.contrastive_pooler = contrastive_pooler
         self.contrastive_head = contrastive_head
-        self.loss_ramp = loss_ramp
         self.max_contrastive_rois = max_contrastive_rois
         self.box_supervision = box_supervision
         self.cam_on = cam_on
@@ -112,7 +98,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         self.vis_period = vis_period
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         ret = super().from_config(cfg, input_shape)
         ret.update(cls._init_contrastive_head(cfg, input_shape))
         if cfg.MODEL.MASK_ON:
@@ -162,13 +148,18 @@ class ContrastMaskROIHeads(StandardROIHeads):
                 pooler_type=head.POOLER_TYPE,
             ),
             "contrastive_head": ContrastiveHead(cfg, shape),
-            "loss_ramp": LossRamp(cfg),
             "max_contrastive_rois": head.MAX_ROIS,
         }
 
-    def forward(self, images, features, proposals, targets=None):
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """See :class:`detectron2.modeling.ROIHeads`."""
-        features = _at_least_float32(features)
+        features = at_least_float32(features)
         if not self.training:
             instances = self._detect(features, proposals)
             return self.forward_with_given_boxes(features, instances), {}
@@ -179,14 +170,14 @@ class ContrastMaskROIHeads(StandardROIHeads):
         losses = self.box_predictor.losses(self.box_predictor(box_features), proposals)
         if self.mask_on:
             losses.update(
-                self._mask_branch_losses(
-                    images, features, box_features.class_map, proposals, targets
-                )
+                self._mask_branch_losses(images, features, box_features, proposals, targets)
             )
         losses.update(self._forward_keypoint(features, proposals))
         return proposals, losses
 
-    def forward_with_given_boxes(self, features, instances):
+    def forward_with_given_boxes(
+        self, features: dict[str, torch.Tensor], instances: list[Instances]
+    ) -> list[Instances]:
         """
         Predict masks for given boxes and classes.
 
@@ -201,22 +192,28 @@ class ContrastMaskROIHeads(StandardROIHeads):
         """
         assert not self.training
         assert instances[0].has("pred_boxes") and instances[0].has("pred_classes")
-        features = _at_least_float32(features)
+        features = at_least_float32(features)
         if self.mask_on:
             if not instances[0].has("pred_cams"):
-                self._add_cams_of_boxes(features, instances)
-            mask_rcnn_inference(self._predict_mask_logits(features, instances), instances)
+                box_features = self._box_features(features, [x.pred_boxes for x in instances])
+                cams = self._cams(box_features.class_map, cat([x.pred_classes for x in instances]))
+                for x, cam in zip(instances, cams.split([len(x) for x in instances])):
+                    x.pred_cams = cam[:, 0]
+            self._mask_branch.add_masks(features, instances, self.test_rois_per_chunk)
         return self._forward_keypoint(features, instances)
 
     @torch.no_grad()
-    def label_and_sample_proposals(self, proposals, targets):
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
         """
-        See :meth:`ROIHeads.label_and_sample_proposals`. Two fields of the result are new:
-        `is_gt_box` (bool), whether the RoI is a ground-truth box itself, and `gt_index` (int64),
-        the matched ground truth of the image. Masks stay in `targets`.
+        See :meth:`ROIHeads.label_and_sample_proposals`. Three fields of the result are new:
+        `is_gt_box` (bool), whether the RoI is a ground-truth box itself; `gt_index` (int64), the
+        matched ground truth of the image; `gt_has_mask` (bool), whether that has a mask. Masks stay
+        in `targets`.
         """
         num_proposals = [len(x) for x in proposals]
-        targets = [_replace_masks_by_index(x) for x in targets]
+        targets = [ground_truth_of_boxes(x) for x in targets]
         if self.append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
         for x, num in zip(proposals, num_proposals):
@@ -237,12 +234,12 @@ class ContrastMaskROIHeads(StandardROIHeads):
             classes = torch.where(is_positive, gt_classes[matched_idxs[sampled]], classes)
         return sampled, classes
 
-    def _box_features(self, features, boxes):
+    def _box_features(self, features, boxes) -> BoxFeatures:
         return self.box_head(self.box_pooler([features[f] for f in self.box_in_features], boxes))
 
-    def _class_weights(self, classes):
-        """Rows of the classifier, (R, C), for classes (R,) int64."""
-        return self.box_predictor.cls_score.weight[classes]
+    def _cams(self, class_map, classes):
+        """CAMs (R, 1, h, w) of classes (R,) int64 from class maps (R, C, h, w)."""
+        return class_activation_map(class_map, self.box_predictor.cls_score.weight[classes])
 
     def _detect(self, features, proposals):
         """Final detections, with the CAM of each from the features of its proposal."""
@@ -250,216 +247,38 @@ class ContrastMaskROIHeads(StandardROIHeads):
         predictions = self.box_predictor(box_features)
         instances, kept = self.box_predictor.inference(predictions, proposals)
         if self.mask_on:
-            num_proposals = [len(x) for x in proposals]
-            class_maps = box_features.class_map.split(num_proposals)
+            class_maps = box_features.class_map.split([len(x) for x in proposals])
             for x, class_map, index in zip(instances, class_maps, kept):
-                x.pred_cams = class_activation_map(
-                    class_map[index], self._class_weights(x.pred_classes)
-                )[:, 0]
+                x.pred_cams = self._cams(class_map[index], x.pred_classes)[:, 0]
         return instances
 
-    def _add_cams_of_boxes(self, features, instances):
-        box_features = self._box_features(features, [x.pred_boxes for x in instances])
-        classes = cat([x.pred_classes for x in instances])
-        cams = class_activation_map(box_features.class_map, self._class_weights(classes))[:, 0]
-        for x, cam in zip(instances, cams.split([len(x) for x in instances])):
-            x.pred_cams = cam
-
-    def _predict_mask_logits(self, features, instances):
-        """
-        Args:
-            features (dict[str, Tensor]):
-            instances (list[Instances]): with `pred_boxes` and `pred_cams`.
-
-        Returns:
-            Tensor: (R, 1, H, W) mask logits of all instances, in order.
-        """
-        cams = cat([x.pred_cams for x in instances])[:, None]
-        boxes = [x.pred_boxes.tensor for x in instances]
-        size = self._mask_input_size
-        if len(cams) == 0:
-            side = self.mask_head.output_size(size)
-            return cams.new_zeros(0, 1, side, side)
-        logits = []
-        for start in range(0, len(cams), self.test_rois_per_chunk):
-            end = start + self.test_rois_per_chunk
-            chunk = _slice_box_lists(boxes, start, end)
-            enhanced = None
-            if self.contrastive_head is not None:
-                encoded = self.contrastive_head(self._contrastive_features(features, chunk))
-                enhanced = enhance_by_self_similarity(encoded, size)
-            cam = min_max_normalize(resize_map(cams[start:end], size)) if self.cam_on else None
-            logits.append(self.mask_head(self._mask_features(features, chunk), cam, enhanced))
-        return cat(logits)
-
-    def _mask_branch_losses(self, images, features, class_map, proposals, targets):
-        """
-        Args:
-            images (ImageList): the batch.
-            features (dict[str, Tensor]):
-            class_map (Tensor): (P, C, h, w), of all sampled proposals.
-            proposals (list[Instances]): the sampled proposals.
-            targets (list[Instances]): ground truth with masks.
-
-        Returns:
-            dict[str, Tensor]: "loss_mask", and "loss_contrastive" and "loss_box_supervision" if
-            they are on. Every parameter of the branch gets a gradient, zero where nothing is
-            learnt.
-        """
-        rois = select_positive_rois(
+    def _mask_branch_losses(self, images, features, box_features, proposals, targets):
+        branch = self._mask_branch
+        rois = choose_rois(
             proposals,
             self.num_classes,
-            self.gt_boxes_only,
+            gt_boxes_only=self.gt_boxes_only,
+            box_only=self.box_supervision is not None,
             max_rois=self.max_contrastive_rois,
-            box_supervision=self.box_supervision is not None,
         )
-        scalars = {"mask_head/num_rois": len(rois.with_mask), "contrastive/num_rois": len(rois)}
-        contrastive = self.contrastive_head
-        has_loss = contrastive is not None and contrastive.has_loss
-
-        encoded = None  # features of the M supervised RoIs, or of all R if they have a loss
-        if contrastive is not None:
-            boxes = rois.boxes if has_loss else rois.supervised_boxes
-            if sum(len(x) for x in boxes):
-                encoded = contrastive(self._contrastive_features(features, boxes))
-
-        cam = None
-        if len(rois) and (self.cam_on or has_loss):
-            cam = class_activation_map(class_map[rois.index], self._class_weights(rois.classes))
-            cam = resize_map(cam, self._mask_input_size)
-
-        @lru_cache(maxsize=None)  # both losses mostly want the same size
-        def crop_targets(size):
-            return _crop_targets(rois, targets, size)
-
-        losses, sampled, mask_logits = {}, None, None
-        if has_loss and len(rois):
-            losses["loss_contrastive"], sampled = self._contrastive_loss(
-                encoded, cam, rois.has_mask, crop_targets, scalars
-            )
-            encoded = encoded[rois.supervised]
-        elif has_loss:
-            losses["loss_contrastive"] = _zero_loss(contrastive)
-        if len(rois.supervised):
-            mask_logits = self._training_mask_logits(features, encoded, cam, rois)
-        losses["loss_mask"] = self._mask_loss(mask_logits, rois, crop_targets, scalars)
-        if self.box_supervision is not None:
-            losses["loss_box_supervision"] = self._box_supervision_loss(mask_logits, images, rois)
-        if mask_logits is None and contrastive is not None and not has_loss:
-            losses["loss_mask"] = losses["loss_mask"] + _zero_loss(contrastive)
-
-        put_scalars(scalars)
-        storage = get_event_storage()
-        if self.vis_period > 0 and storage.iter % self.vis_period == 0 and cam is not None:
-            put_training_images(
-                cam=min_max_normalize(cam.detach())[:, 0],
-                sampled=sampled,
-                mask_logits=mask_logits,
-            )
-        return losses
-
-    def _contrastive_loss(self, encoded, cam, has_mask, crop_targets, scalars):
-        """
-        Args:
-            encoded (Tensor): (R, D, H, W), encoder output of all positive RoIs, R > 0.
-            cam (Tensor): (R, 1, h, w), their CAMs.
-            has_mask (Tensor): (R,) bool, True for base RoIs.
-            crop_targets (callable): size -> their mask targets, (R, size, size) bool.
-            scalars (dict): numbers for the event storage are added to it.
-
-        Returns:
-            tuple[Tensor, KeySets]: the weighted loss, and the sampled keys.
-        """
-        size = encoded.shape[-1]
-        storage = get_event_storage()
-        ramp = self.loss_ramp(storage.iter)
-        storage.put_scalar("contrastive/ramp", ramp, smoothing_hint=False)
-        terms, pixel_sets, sampled = self.contrastive_head.contrast(
-            encoded,
-            crop_targets(size),
-            has_mask,
-            min_max_normalize(resize_map(cam.detach(), size))[:, 0],
-        )
-        scalars["contrastive/num_kept"] = pixel_sets.kept.sum()
-        scalars.update({f"contrastive/num_{k}": v.sum() for k, v in sampled._asdict().items()})
-        scalars.update({f"contrastive/{k}": v for k, v in terms._asdict().items()})
-        return sum(terms) * (self.contrastive_head.loss_weight * ramp), sampled
-
-    def _training_mask_logits(self, features, encoded, cam, rois):
-        """
-        Args:
-            features (dict[str, Tensor]):
-            encoded (Tensor): (M, D, H, W), encoder output of the supervised RoIs, M > 0, or None.
-            cam (Tensor): (R, 1, h, w), CAMs of all positive RoIs; None if nothing uses them.
-            rois (PositiveRoIs):
-
-        Returns:
-            Tensor: (M, 1, H, W), the logits of the supervised RoIs.
-        """
-        enhanced = None
-        if encoded is not None:
-            enhanced = enhance_by_self_similarity(encoded, self._mask_input_size)
-        return self.mask_head(
-            self._mask_features(features, rois.supervised_boxes),
-            min_max_normalize(cam[rois.supervised]) if self.cam_on else None,
-            enhanced,
-        )
-
-    def _mask_loss(self, logits, rois, crop_targets, scalars):
-        """
-        Args:
-            logits (Tensor): (M, 1, H, W) of the supervised RoIs, or None if there are none.
-            rois (PositiveRoIs):
-            crop_targets (callable): size -> mask targets of all R, (R, size, size) bool.
-            scalars (dict): numbers for the event storage are added to it.
-
-        Returns:
-            Tensor: the loss on the S RoIs with a mask.
-        """
-        if len(rois.with_mask) == 0:
-            return _zero_loss(self.mask_head)
-        masks = crop_targets(logits.shape[-1])[rois.supervised]
-        if len(rois.box_only):
-            logits, masks = logits[rois.with_mask], masks[rois.with_mask]
-        rates = mask_error_rates(logits, masks)
-        scalars.update({f"mask_head/{k}": v for k, v in rates.items()})
-        return mask_loss(logits, masks)
-
-    def _box_supervision_loss(self, logits, images, rois):
-        """
-        Args:
-            logits (Tensor): (M, 1, H, W) of the supervised RoIs, or None if there are none.
-            images (ImageList): the batch.
-            rois (PositiveRoIs):
-
-        Returns:
-            Tensor: the loss on the T RoIs without a mask.
-        """
-        if len(rois.box_only) == 0:
-            return _zero_loss(self.mask_head)
-        iteration = get_event_storage().iter
-        boxes = rois.box_only_boxes
-        return self.box_supervision(logits[rois.box_only], images, boxes, iteration)
-
-    def _mask_features(self, features, boxes):
-        return self.mask_pooler([features[f] for f in self.mask_in_features], boxes)
-
-    def _contrastive_features(self, features, boxes):
-        """The contrastive head does not train the backbone: its features are detached."""
-        return self.contrastive_pooler([features[f].detach() for f in self.mask_in_features], boxes)
+        cams = None
+        if len(rois.positive) and branch.trains_with_cams:
+            class_map = box_features.class_map[rois.positive.index]
+            cams = self._cams(class_map, rois.positive.classes)
+        return branch.losses(images, features, rois, cams, targets)
 
     @property
-    def _mask_input_size(self):
-        return self.mask_pooler.output_size[0]
-
-
-def _at_least_float32(features):
-    """
-    Feature maps from which RoIs are pooled. Detectron2's RoIAlign converts boxes to the type of the
-    features, and bfloat16 would move the sides of boxes by up to 4 pixels. Under autocast RoIAlign
-    computes in float32 anyway.
-    """
-    return {k: x.to(torch.promote_types(x.dtype, torch.float32)) for k, x in features.items()}
+    def _mask_branch(self):
+        return MaskBranch(
+            in_features=self.mask_in_features,
+            mask_pooler=self.mask_pooler,
+            mask_head=self.mask_head,
+            contrastive_pooler=self.contrastive_pooler,
+            contrastive_head=self.contrastive_head,
+            box_supervision=self.box_supervision,
+            cam_on=self.cam_on,
+            vis_period=self.vis_period,
+        )
 
 
 def _check_head(head, expected, key):
@@ -469,71 +288,3 @@ def _check_head(head, expected, key):
             f"{key} is {type(head).__name__}, but ContrastMaskROIHeads needs {expected.__name__} "
             "or a subclass; configs/Base-FPN.yaml has the keys that belong together"
         )
-
-
-def _refuse_synchronized_norms(heads):
-    """
-    A process without RoIs runs none of these heads; the others would wait for its statistics.
-
-    Args:
-        heads (list[nn.Module or None]):
-    """
-    norms = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
-    if any(isinstance(m, norms) for head in heads if head is not None for m in head.modules()):
-        raise ValueError(
-            "MODEL.ROI_MASK_HEAD.NORM, MODEL.ROI_CONTRASTIVE_HEAD.NORM and "
-            "MODEL.ROI_CONTRASTIVE_HEAD.PROJECTOR_NORM cannot be synchronised over processes: one "
-            "without RoIs would let the others wait forever. Choose BN or GN"
-        )
-
-
-def _replace_masks_by_index(targets):
-    """
-    Ground truth of one image without its masks, which are looked up by `gt_index` where they are
-    needed instead of being copied for every sampled proposal. Without `gt_has_mask`, as from
-    Detectron2's own mapper, every instance has a mask if there are masks at all.
-    """
-    fields = targets.get_fields()
-    device = targets.gt_boxes.device
-    light = Instances(targets.image_size, **{k: v for k, v in fields.items() if k != "gt_masks"})
-    light.gt_index = torch.arange(len(targets), device=device)
-    if not light.has("gt_has_mask"):
-        has_masks = "gt_masks" in fields
-        light.gt_has_mask = torch.full((len(targets),), has_masks, device=device)
-    return light
-
-
-def _crop_targets(rois, targets, size):
-    """
-    Args:
-        rois (PositiveRoIs):
-        targets (list[Instances]):
-        size (int): side of the mask targets, in cells.
-
-    Returns:
-        Tensor: (R, size, size) bool, of all positive RoIs.
-    """
-    crops = []
-    for x, target in zip(rois.instances, targets):
-        boxes = x.proposal_boxes.tensor
-        if target.has("gt_masks") and len(x):
-            crops.append(crop_mask_targets(target.gt_masks, x.gt_index, boxes, size))
-        else:
-            crops.append(boxes.new_zeros(len(x), size, size, dtype=torch.bool))
-    return cat(crops)
-
-
-def _slice_box_lists(boxes, start, end):
-    """Boxes number `start` to `end` of all images together, as one Boxes for each image."""
-    slices, offset = [], 0
-    for x in boxes:
-        slices.append(Boxes(x[max(start - offset, 0) : max(end - offset, 0)]))
-        offset += len(x)
-    return slices
-
-
-def _zero_loss(module):
-    """A zero tensor that depends on every trainable parameter: each of them gets a gradient."""
-    parameters = list(module.parameters())
-    trainable = [p.sum() for p in parameters if p.requires_grad]
-    return sum(trainable, start=parameters[0].new_zeros(())) * 0.0

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from .cam import resize_map
-from .precision import full_precision
+from .layers import full_precision
 
 # Elements of the similarity matrices that are computed at once: 16 MB in float32, or 6 RoIs of
 # 28 x 28.
@@ -23,7 +23,7 @@ _MAX_ELEMENTS = 2**22
 _MAX_KEPT_ELEMENTS = 2**25
 
 
-def enhance_by_self_similarity(features, size=None):
+def enhance_by_self_similarity(features: torch.Tensor, size: int | None = None) -> torch.Tensor:
     """
     Replace each pixel's feature by the average of all features of its RoI, weighted by the softmax
     of their cosine similarities (no temperature, no residual; Sec. 3.3 and authors' code), and

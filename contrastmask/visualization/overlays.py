@@ -9,6 +9,7 @@ from detectron2.utils.visualizer import GenericMask, Visualizer
 from matplotlib import colormaps
 
 from ..data.masks import usable_segmentation
+from ..modeling.cam import min_max_normalize
 from .labels import literal
 
 BASE_COLOR = (0.10, 0.45, 1.00)
@@ -97,10 +98,7 @@ def draw_heat_maps(image, boxes, maps):
     if len(maps) == 0:
         return image
     size = image.shape[:2]
-    maps = maps.float()
-    lowest = maps.amin(dim=(1, 2), keepdim=True)
-    extent = maps.amax(dim=(1, 2), keepdim=True) - lowest
-    maps = (maps - lowest) / extent.clamp(min=torch.finfo(maps.dtype).tiny)
+    maps = min_max_normalize(maps.float())
 
     inside = _inside(boxes, size)
     # One more cell on each side, so that values do not fade at the border of the box. A negative

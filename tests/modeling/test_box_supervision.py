@@ -16,7 +16,7 @@ from contrastmask.modeling.box_supervision import (
 SIDE, MARGIN = 6, 2
 
 
-def made_up(num=3):
+def synthetic(num=3):
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(num, SIDE, SIDE, generator=generator, dtype=torch.float64) * 3
     side = SIDE + 2 * MARGIN
@@ -29,7 +29,7 @@ def batch(*images):
 
 
 def test_projection_against_loops():
-    logits, _ = made_up()
+    logits, _ = synthetic()
     terms = []
     for roi in logits.sigmoid().tolist():
         terms += [-math.log(max(row)) for row in roi]
@@ -40,7 +40,7 @@ def test_projection_against_loops():
 @pytest.mark.parametrize("num_outside", [0, 1, 4])
 def test_affinity_against_loops(num_outside):
     """Of the second RoI, columns at the left, or rows and columns, are outside the image."""
-    logits, colors = made_up(2)
+    logits, colors = synthetic(2)
     in_image = torch.ones(2, SIDE + 4, SIDE + 4, dtype=torch.bool)
     in_image[1, :, :num_outside] = False
     in_image[1, : num_outside // 2] = False
@@ -55,8 +55,8 @@ def test_affinity_against_loops(num_outside):
         for i, (y, x) in enumerate(pixels):
             for v, u in pixels[i + 1 :]:
                 dy, dx = abs(v - y), abs(u - x)
-                is_neighbour = max(dy, dx) in (1, 2) and min(dy, dx) in (0, max(dy, dx))
-                if not is_neighbour or not (is_inside[y, x] or is_inside[v, u]):
+                is_neighbor = max(dy, dx) in (1, 2) and min(dy, dx) in (0, max(dy, dx))
+                if not is_neighbor or not (is_inside[y, x] or is_inside[v, u]):
                     continue
                 if not (in_image[roi, y, x] and in_image[roi, v, u]):
                     continue
@@ -69,8 +69,8 @@ def test_affinity_against_loops(num_outside):
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-6)
 
 
-def test_no_similar_colours():
-    logits, colors = made_up()
+def test_no_similar_colors():
+    logits, colors = synthetic()
     logits.requires_grad_()
     in_image = torch.ones_like(colors[:, 0], dtype=torch.bool)
     loss = color_affinity_loss(logits, colors, in_image, 0.0)
@@ -78,8 +78,8 @@ def test_no_similar_colours():
     assert loss == 0 and (logits.grad == 0).all()
 
 
-def test_colours_of_cells():
-    # Cells of 4 pixels; a cell's colour is its place, and the box starts at the third.
+def test_colors_of_cells():
+    # Cells of 4 pixels; a cell's color is its place, and the box starts at the third.
     side = 40
     places = torch.arange(side).float() // 4
     images = torch.zeros(2, 3, side, side)
@@ -107,7 +107,7 @@ def test_object_that_the_image_cuts_off(padding):
     for box in (inner, whole):
         colors, in_image = crop_colors(images, [Boxes(box), Boxes(torch.zeros(0, 4))], SIDE)
         losses.append(color_affinity_loss(logits, colors, in_image, 5.0).item())
-    # One colour: the inner box's neighbours are background, the image has no neighbours.
+    # One color: the inner box's neighbors are background, the image has no neighbors.
     assert losses[0] > 1 and losses[1] < 1e-3
 
 
@@ -136,7 +136,7 @@ def test_a_disc_is_found_from_its_box():
 
 
 def test_weight_and_units():
-    logits, _ = made_up(1)
+    logits, _ = synthetic(1)
     images = torch.rand(1, 3, 20, 20)
     boxes = [Boxes(torch.tensor([[4.0, 4.0, 16.0, 16.0]]))]
 
@@ -154,5 +154,29 @@ def test_weight_and_units():
     assert full > 0
     assert torch.allclose(loss(1.0, 10, 4, 1.0), full / 2)
     assert torch.allclose(loss(0.5, 10, 99, 1.0), full / 2)
-    # The model's normalisation plays no part.
+    # The model's normalization plays no part.
     assert torch.allclose(loss(1.0, 10, 9, 0.5), full)
+
+
+def test_every_key_reaches_the_loss(heads_cfg):
+    assert BoxSupervision.from_config(heads_cfg) is None  # off by default
+    keys = heads_cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION
+    keys.LOSS_WEIGHT, keys.MAX_COLOR_DISTANCE, keys.WARMUP = 0.7, 33.0, 0.3
+    heads_cfg.SOLVER.MAX_ITER = 77
+    heads_cfg.MODEL.PIXEL_MEAN, heads_cfg.MODEL.PIXEL_STD = [9.0, 8.0, 7.0], [1.0, 2.0, 3.0]
+    supervision = BoxSupervision.from_config(heads_cfg)
+    assert (supervision.weight, supervision.max_color_distance) == (0.7, 33.0)
+    assert supervision.warmup_iters == 23  # of 23.1
+    assert supervision.pixel_std.tolist() == [1, 2, 3]
+    assert not supervision.state_dict()
+    keys.WARMUP = 1.0
+    assert BoxSupervision.from_config(heads_cfg).warmup_iters == 77
+
+
+def test_colors_at_the_limit_are_not_similar():
+    logits, colors = synthetic(1)
+    colors = torch.zeros_like(colors)
+    colors[:, 1, ::2] = 5.0  # rows alternate between two colors
+    in_image = torch.ones_like(colors[:, 0], dtype=torch.bool)
+    losses = [color_affinity_loss(logits, colors, in_image, limit) for limit in (4.9, 5.0, 5.1)]
+    assert losses[0] == losses[1] != losses[2]

@@ -18,7 +18,7 @@ def test_gradient_reaches_features_only():
     assert weights.grad is None
 
 
-def test_normalised_range():
+def test_normalized_range():
     maps = min_max_normalize(torch.randn(5, 1, 7, 7) * 100 - 30)
     assert torch.equal(maps.amin((1, 2, 3)), torch.zeros(5))
     torch.testing.assert_close(maps.amax((1, 2, 3)), torch.ones(5))

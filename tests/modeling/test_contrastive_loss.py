@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from contrastmask.modeling.contrastive_loss import query_sharing_loss
+from contrastmask.modeling.contrastive_loss import loss_ramp, query_sharing_loss
 
 TEMPERATURES = dict(temperature_easy=0.3, temperature_hard=0.7)
 
@@ -98,3 +98,34 @@ def test_unknown_form_is_an_error():
             form="thesis",
             **TEMPERATURES,
         )
+
+
+def ramp(iteration, **params):
+    params = {"max_iter": 1200, "start": 0.25, "num_steps": 12, "full_step": 4, **params}
+    return loss_ramp(iteration, **params)
+
+
+def test_ramp_of_twelve_epochs():
+    factors = [ramp(100 * epoch) for epoch in range(12)]
+    assert factors == [0.25, 0.25, 0.5, 0.75] + [1.0] * 8
+    assert ramp(199) == 0.25 and ramp(200) == 0.5
+
+
+def test_each_parameter_of_the_ramp():
+    assert ramp(0, start=0.1) == 0.1 and ramp(0, start=0) == 0 and ramp(0, start=1) == 1
+    assert ramp(599, num_steps=6, full_step=5) == 0.4 and ramp(600, num_steps=6, full_step=5) == 0.6
+    assert ramp(0, max_iter=1, num_steps=1, full_step=1) == 0.25
+
+
+def test_longer_schedules_stretch_the_ramp():
+    assert ramp(89999, max_iter=270000) == 0.75 and ramp(90000, max_iter=270000) == 1.0
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"max_iter": 0}, {"start": 1.01}, {"start": -0.01}, {"num_steps": 0}, {"full_step": 0}],
+    ids=str,
+)
+def test_ramp_out_of_range(broken):
+    with pytest.raises(ValueError, match="RAMP"):
+        ramp(0, **broken)

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from contrastmask.modeling.cam import class_activation_map, min_max_normalize, resize_map
 from contrastmask.modeling.contrastive_loss import LOSS_FORMS, query_sharing_loss
-from contrastmask.modeling.mask_head import mask_error_rates, mask_loss
-from contrastmask.modeling.mask_targets import crop_mask_targets
+from contrastmask.modeling.mask_head import crop_mask_targets, mask_error_rates, mask_loss
 from contrastmask.modeling.pixel_sets import build_pixel_sets, sample_keys
 from contrastmask.modeling.self_similarity import enhance_by_self_similarity
 
@@ -95,7 +94,7 @@ def test_constant_features_have_no_cam(channels, scale, seed):
     st.floats(SMALLEST, LARGEST, width=16),
     st.integers(1, 9),
 )
-def test_normalised_range(low, size, side):
+def test_normalized_range(low, size, side):
     maps = torch.linspace(low, low + size, side * side).view(1, 1, side, side).requires_grad_()
     normalized = min_max_normalize(maps)
     assert is_finite(normalized, *gradient_of(normalized, [maps], 0))

@@ -110,3 +110,25 @@ def test_no_rois():
     sets = build_pixel_sets(masks, masks[:, 0, 0], torch.zeros(0, 14, 14), **PARAMS)
     sampled = sample_keys(sets, 0.3)
     assert all(x.shape == (0, 14, 14) for x in sampled)
+
+
+def test_values_at_the_thresholds_are_not_sure():
+    cam = torch.tensor([0.0, 0.125, 0.25, 0.5, 0.75, 0.875, 1.0]).expand(1, 3, 7)
+    masks = torch.zeros(1, 3, 7, dtype=torch.bool)
+    params = dict(PARAMS, delta=0.25, fallback_delta=0.125, min_set_size=6)
+    novel = build_pixel_sets(masks, torch.tensor([False]), cam, **params)
+    assert novel.query_foreground[0, 0].tolist() == [False] * 5 + [True] * 2
+    assert novel.query_background[0, 0].tolist() == [True] * 2 + [False] * 5
+    assert novel.kept.tolist() == [True]  # 6 pixels in each set: just enough
+    assert not build_pixel_sets(
+        masks, torch.tensor([False]), cam, **dict(params, min_set_size=7)
+    ).kept.any()
+    # An empty mask falls back to the CAM, by the other threshold.
+    base = build_pixel_sets(masks, torch.tensor([True]), cam, **params)
+    assert base.query_foreground[0, 0].tolist() == [False] * 6 + [True]
+    # Two pixels are enough for a query where two are asked for.
+    masks[0, 1, 3:5] = True
+    base = build_pixel_sets(masks, torch.tensor([True]), cam, **params)
+    assert torch.equal(base.query_foreground, masks)
+    base = build_pixel_sets(masks, torch.tensor([True]), cam, **dict(params, min_query_size=3))
+    assert base.query_foreground[0, 0].tolist() == [False] * 6 + [True]

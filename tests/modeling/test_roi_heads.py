@@ -1,23 +1,16 @@
+"""The RoI heads as a whole: what which loss trains, detections, degenerate batches, configs."""
+
 import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 
 from contrastmask import add_contrastmask_config
-from contrastmask.modeling import roi_heads
-from contrastmask.modeling.cam import resize_map
-from contrastmask.modeling.contrastive_head import Projector
-from contrastmask.modeling.frozen_parts import freeze_parts
-
-
-def total(losses):
-    return sum(losses.values())
+from contrastmask.modeling import ContrastMaskROIHeads, freeze_parts
 
 
 def gradients(module):
@@ -28,7 +21,7 @@ def test_losses_train_every_parameter(heads_cfg, build_heads, run_heads):
     heads = build_heads(heads_cfg)
     losses, _ = run_heads(heads)
     assert set(losses) == {"loss_cls", "loss_box_reg", "loss_mask", "loss_contrastive"}
-    total(losses).backward()
+    sum(losses.values()).backward()
     for name, grad in gradients(heads).items():
         assert grad is not None and torch.isfinite(grad).all(), name
         assert grad.abs().sum() > 0, name
@@ -60,49 +53,18 @@ def test_which_loss_trains_what(heads_cfg, build_heads, make_batch, run_heads):
     assert grad[0] is None  # the contrastive head's features are detached
 
 
-def test_masks_of_novel_instances_change_nothing(heads_cfg, build_heads, make_batch, run_heads):
-    results = []
-    for change in (False, True):
-        features, proposals, targets = make_batch()
-        if change:
-            for x in targets:
-                x.gt_masks.tensor[~x.gt_has_mask] ^= True
-        heads = build_heads(heads_cfg)
-        torch.manual_seed(3)
-        losses, _ = run_heads(heads, (features, proposals, targets))
-        total(losses).backward()
-        results.append((losses, gradients(heads)))
-    (first, first_grads), (second, second_grads) = results
-    assert all(torch.equal(first[k], second[k]) for k in first)
-    assert all(torch.equal(first_grads[k], second_grads[k]) for k in first_grads)
-
-
-def test_masks_of_base_instances_do_matter(heads_cfg, build_heads, make_batch, run_heads):
-    losses = []
-    for change in (False, True):
-        batch = make_batch()
-        if change:
-            for x in batch[2]:
-                x.gt_masks.tensor[x.gt_has_mask] ^= True
-        heads = build_heads(heads_cfg)
-        torch.manual_seed(3)
-        losses.append(run_heads(heads, batch)[0])
-    assert losses[0]["loss_mask"] != losses[1]["loss_mask"]
-    assert losses[0]["loss_contrastive"] != losses[1]["loss_contrastive"]
-    assert losses[0]["loss_cls"] == losses[1]["loss_cls"]
-
-
 DEGENERATE = {
-    "no proposal matches": dict(num_boxes=4, keep_proposals=True, drop_gt=True),
-    "no ground truth": dict(num_boxes=0),
-    "no masks": dict(num_boxes=4, has_mask=False),
-    "empty masks": dict(num_boxes=4, has_mask=True, fill=False),
-    "full masks": dict(num_boxes=4, has_mask=True, fill=True),
-    "one image without ground truth": dict(num_boxes=4, empty_first=True),
-    "no proposals at all": dict(num_boxes=0, no_proposals=True),
-    "ground truth only": dict(num_boxes=4, no_proposals=True),
-    "constant features": dict(num_boxes=4, constant=True),
-    "zero-width and outside boxes": dict(num_boxes=4, odd_boxes=True),
+    "no proposal matches": dict(drop_gt=True),
+    "no ground truth": dict(num_boxes=(0,)),
+    "no masks": dict(has_mask=False),
+    "empty masks": dict(has_mask=True, fill=False),
+    "full masks": dict(has_mask=True, fill=True),
+    "first image without ground truth": dict(num_boxes=(0, 4)),
+    "second image without ground truth": dict(num_boxes=(4, 0)),
+    "no proposals at all": dict(num_boxes=(0,), no_proposals=True),
+    "ground truth only": dict(no_proposals=True),
+    "constant features": dict(constant=True),
+    "zero-width and outside boxes": dict(odd_boxes=True),
 }
 
 
@@ -117,7 +79,7 @@ def test_degenerate_batches(
 ):
     params = dict(DEGENERATE[case])
     features, proposals, targets = make_batch(
-        num_boxes=params["num_boxes"], has_mask=params.get("has_mask")
+        num_boxes=params.get("num_boxes", (5, 3)), has_mask=params.get("has_mask")
     )
     if params.get("drop_gt"):
         heads_cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = False
@@ -127,8 +89,6 @@ def test_degenerate_batches(
     if "fill" in params:
         for x in targets:
             x.gt_masks.tensor[:] = params["fill"]
-    if params.get("empty_first"):
-        targets[0] = targets[0][torch.zeros(len(targets[0]), dtype=torch.bool)]
     if params.get("no_proposals"):
         proposals = [x[torch.zeros(len(x), dtype=torch.bool)] for x in proposals]
     if params.get("constant"):
@@ -147,126 +107,25 @@ def test_degenerate_batches(
     assert ("loss_box_supervision" in losses) == (box_weight > 0)
     for name, loss in losses.items():
         assert torch.isfinite(loss), name
-    total(losses).backward()
+    sum(losses.values()).backward()
     for name, grad in gradients(heads).items():
         assert grad is not None and torch.isfinite(grad).all(), name
 
 
-def test_mask_loss_uses_ground_truth_boxes_of_base_instances(
-    heads_cfg, build_heads, make_batch, run_heads
-):
-    heads_cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0  # so that no positive is sampled away
-    _, storage = run_heads(build_heads(heads_cfg))
-    # 2 images with 2 base instances each; the moved boxes are positive, too, but are proposals.
-    assert storage.latest()["mask_head/num_rois"][0] == 4
-    positives = storage.latest()["contrastive/num_rois"][0]
-    heads_cfg.MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY = False
-    _, storage = run_heads(build_heads(heads_cfg))
-    assert 4 < storage.latest()["mask_head/num_rois"][0] < positives
-
-
-def test_box_supervision(heads_cfg, build_heads, make_batch, run_heads):
-    """It learns from boxes without a mask, not from their masks; other losses stay as they are."""
-    heads_cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
-    # Colours differ by up to 1 in the made-up images, before they are scaled by PIXEL_STD.
-    heads_cfg.MODEL.PIXEL_STD = [255.0, 255.0, 255.0]
-    heads_cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.MAX_COLOR_DISTANCE = 100.0
-
-    def run(weight, batch):
-        heads_cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT = weight
-        heads = build_heads(heads_cfg)
-        torch.manual_seed(3)
-        return heads, *run_heads(heads, batch, iteration=100)
-
-    changed = make_batch()
-    for x in changed[2]:
-        x.gt_masks.tensor[~x.gt_has_mask] ^= True
-    _, without, _ = run(0.0, make_batch())
-    heads, losses, storage = run(2.0, make_batch())
-    _, of_changed, _ = run(2.0, changed)
-    assert losses["loss_box_supervision"] > 0
-    assert of_changed == losses
-    for name in without:
-        assert torch.allclose(losses[name], without[name], rtol=1e-5), name
-    assert storage.latest()["mask_head/num_rois"][0] == 4
-
-    losses["loss_box_supervision"].backward()
-    trained = {n for n, g in gradients(heads).items() if g is not None and g.abs().sum() > 0}
-    assert "mask_head.predictor.weight" in trained and "mask_head.fuse.weight" in trained
-    assert not any(name.startswith(("box_predictor", "box_head.reg")) for name in trained)
-
-    _, losses, _ = run(2.0, make_batch(has_mask=True))
-    assert losses["loss_box_supervision"] == 0
-
-
-def test_ground_truth_boxes_are_known_by_origin_not_by_value(heads_cfg, build_heads, make_batch):
-    _, proposals, targets = make_batch(num_images=1)
-    proposals[0].proposal_boxes.tensor[:4] = targets[
-        0
-    ].gt_boxes.tensor  # proposals that hit exactly
-    heads_cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 1000
-    heads_cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
-    heads = build_heads(heads_cfg)
-    with EventStorage():
-        (sampled,) = heads.label_and_sample_proposals(proposals, targets)
-    assert sampled.is_gt_box.sum() == 4
-    assert torch.equal(
-        sampled.proposal_boxes.tensor[sampled.is_gt_box].sum(),
-        targets[0].gt_boxes.tensor.sum(),
-    )
-
-
-def test_scalars_of_a_training_step(heads_cfg, build_heads, run_heads):
-    _, storage = run_heads(build_heads(heads_cfg), iteration=25)
-    scalars = {k: v for k, (v, _) in storage.latest().items()}
-    assert scalars["contrastive/ramp"] == 0.5
-    assert 0 < scalars["contrastive/num_kept"] <= scalars["contrastive/num_rois"]
-    for name in ("easy_positive", "easy_negative", "hard_positive", "hard_negative"):
-        assert scalars[f"contrastive/num_{name}"] > 0
-    for name in ("foreground_easy", "foreground_hard", "background_easy", "background_hard"):
-        assert scalars[f"contrastive/{name}"] > 0
-    for name in ("accuracy", "false_positive", "false_negative"):
-        assert 0 <= scalars[f"mask_head/{name}"] <= 1
-
-
-def test_ramp_scales_the_loss(heads_cfg, build_heads, run_heads):
-    losses = []
-    for iteration in (0, 119):
-        heads = build_heads(heads_cfg)
-        torch.manual_seed(3)
-        losses.append(run_heads(heads, iteration=iteration)[0]["loss_contrastive"])
-    torch.testing.assert_close(losses[0] * 4, losses[1])
-
-
-def test_training_images(heads_cfg, build_heads, make_batch):
-    heads_cfg.VIS_PERIOD = 2
-    heads = build_heads(heads_cfg)
-    heads.train()
-    for iteration, expected in ((1, 0), (2, 3)):
-        with EventStorage(iteration) as storage:
-            heads(None, *make_batch())
-        names = [name for name, _, _ in storage._vis_data]
-        assert len(names) == expected
-    assert names == [
-        "contrastmask/cam",
-        "contrastmask/sampled_keys",
-        "contrastmask/predicted_masks",
-    ]
-
-
 @pytest.mark.parametrize("sizes", [(7, 14, 28), (5, 8, 12), (7, 14, 14)])
 @pytest.mark.parametrize("masks", ["bitmask", "polygon"])
-def test_sizes_follow_the_config(heads_cfg, build_heads, make_batch, run_heads, sizes, masks):
+def test_sizes_follow_the_config(
+    heads_cfg, build_heads, make_batch, run_heads, detect, sizes, masks
+):
     box_size, mask_size, contrastive_size = sizes
     heads_cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = box_size
     heads_cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = mask_size
     heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD.POOLER_RESOLUTION = contrastive_size
     heads = build_heads(heads_cfg)
     losses, _ = run_heads(heads, make_batch(masks=masks))
-    assert torch.isfinite(total(losses))
+    assert torch.isfinite(sum(losses.values()))
     features, proposals, _ = make_batch()
-    with torch.no_grad():
-        instances, _ = heads.eval()(None, features, proposals)
+    instances = detect(heads, features, proposals)
     masks = torch.cat([x.pred_masks for x in instances])
     assert len(masks) > 0 and masks.shape[1:] == (1, 2 * mask_size, 2 * mask_size)
 
@@ -280,33 +139,25 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants(heads_cfg, build_heads, make_batch, run_heads, variant):
+def test_variants(heads_cfg, build_heads, make_batch, run_heads, detect, variant):
     params = dict(VARIANTS[variant])
     heads_cfg.MODEL.ROI_MASK_HEAD.CAM_ON = params.pop("CAM_ON")
     for key, value in params.items():
         heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD[key] = value
     heads = build_heads(heads_cfg)
     losses, _ = run_heads(heads)
-    total(losses).backward()
+    sum(losses.values()).backward()
     assert all(g is not None and g.abs().sum() > 0 for g in gradients(heads).values())
     features, proposals, _ = make_batch()
-    with torch.no_grad():
-        instances, _ = heads.eval()(None, features, proposals)
-    assert instances[0].has("pred_masks")
+    assert detect(heads, features, proposals)[0].has("pred_masks")
 
 
-def detect(heads, features, proposals):
-    heads.eval()
-    with torch.no_grad():
-        return heads(None, features, copy.deepcopy(proposals))[0]
-
-
-def test_cams_of_detections_come_from_their_proposals(heads_cfg, build_heads, make_batch):
+def test_cams_of_detections_come_from_their_proposals(heads_cfg, build_heads, make_batch, detect):
     heads_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     heads_cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0
     heads_cfg.TEST.DETECTIONS_PER_IMAGE = -1
     heads = build_heads(heads_cfg)
-    features, proposals, _ = make_batch(num_images=2)
+    features, proposals, _ = make_batch()
     instances = detect(heads, features, proposals)
     with torch.no_grad():
         pooled = heads.box_pooler(list(features.values()), [x.proposal_boxes for x in proposals])
@@ -323,14 +174,14 @@ def test_cams_of_detections_come_from_their_proposals(heads_cfg, build_heads, ma
 
 
 def test_non_finite_predictions_leave_other_detections_alone(
-    heads_cfg, build_heads, make_batch, monkeypatch
+    heads_cfg, build_heads, make_batch, detect, monkeypatch
 ):
     """A proposal with a NaN or infinite score or box is dropped; each CAM stays with its own."""
     heads_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     heads_cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0
     heads_cfg.TEST.DETECTIONS_PER_IMAGE = -1
     heads = build_heads(heads_cfg)
-    features, proposals, _ = make_batch(num_images=2)
+    features, proposals, _ = make_batch()
     broken = {(0, 0): "scores", (0, 5): "deltas", (1, 3): "scores"}
     first_of_image = [0, len(proposals[0])]
     forward = heads.box_predictor.forward
@@ -353,17 +204,6 @@ def test_non_finite_predictions_leave_other_detections_alone(
         assert distance.max() < 1e-3 and len(match.unique()) == len(found)
         torch.testing.assert_close(found.pred_cams, expected.pred_cams[match])
         torch.testing.assert_close(found.pred_masks, expected.pred_masks[match])
-
-
-def test_chunks_change_nothing(heads_cfg, build_heads, make_batch):
-    features, proposals, _ = make_batch()
-    results = []
-    for chunk in (1000, 7):
-        heads_cfg.MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK = chunk
-        results.append(detect(build_heads(heads_cfg), features, proposals))
-    for a, b in zip(*results):
-        assert len(a) > 7
-        torch.testing.assert_close(a.pred_masks, b.pred_masks)
 
 
 def test_given_boxes(heads_cfg, build_heads, make_batch):
@@ -395,74 +235,6 @@ def test_given_boxes(heads_cfg, build_heads, make_batch):
     assert difference.abs().max() > 0.01
 
 
-class Spy:
-    """What a function was called with, and what it returned, in the order of the calls."""
-
-    def __init__(self, monkeypatch, owner, name):
-        self.calls, self.results = [], []
-        function = getattr(owner, name)
-
-        def call(*args, **kwargs):
-            self.calls.append(args)
-            self.results.append(function(*args, **kwargs))
-            return self.results[-1]
-
-        monkeypatch.setattr(owner, name, call)
-
-
-def normalised(cam):
-    low, high = cam.amin(dim=(-2, -1), keepdim=True), cam.amax(dim=(-2, -1), keepdim=True)
-    return (cam - low) / (high - low)
-
-
-def test_cams_and_loss_of_a_training_step(heads_cfg, build_heads, run_heads, monkeypatch):
-    """Each positive RoI's CAM is that of its ground truth's class, resized 7 -> 14 -> 28."""
-    heads = build_heads(heads_cfg)
-    contrast = Spy(monkeypatch, heads.contrastive_head, "contrast")
-    mask_head = Spy(monkeypatch, heads.mask_head, "forward")
-    sample = Spy(monkeypatch, heads, "label_and_sample_proposals")
-    box_features = Spy(monkeypatch, heads, "_box_features")
-    iteration = 35  # of 120: step 3 of 12, where the ramp is at 0.75
-    losses, storage = run_heads(heads, iteration=iteration)
-
-    (proposals,) = sample.results
-    classes, is_gt_box, has_mask = (
-        cat([x.get(name) for x in proposals]) for name in ("gt_classes", "is_gt_box", "gt_has_mask")
-    )
-    positive = classes < heads.num_classes
-    weights = heads.box_predictor.cls_score.weight[classes[positive]]
-    class_map = box_features.results[0].class_map[positive]
-    cam = torch.einsum("rchw,rc->rhw", class_map, weights)[:, None]
-    assert len(classes[positive].unique()) > 1
-    options = {"mode": "bilinear", "align_corners": False}
-    cam14 = F.interpolate(cam, size=(14, 14), **options)
-    cam28 = F.interpolate(cam14, size=(28, 28), **options)
-    ((_, cam_of_mask_head, _),) = mask_head.calls
-    supervised = (is_gt_box & has_mask)[positive]
-    assert 1 < supervised.sum() < len(cam)
-    torch.testing.assert_close(cam_of_mask_head, normalised(cam14[supervised]))
-    ((_, _, has_mask_of_rois, cam_of_contrast),) = contrast.calls
-    assert torch.equal(has_mask_of_rois, has_mask[positive])
-    torch.testing.assert_close(cam_of_contrast, normalised(cam28)[:, 0].detach())
-
-    terms, _, _ = contrast.results[0]
-    factor = heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD.LOSS_WEIGHT * 0.75
-    assert storage.latest()["contrastive/ramp"][0] == 0.75
-    torch.testing.assert_close(losses["loss_contrastive"], factor * sum(terms))
-    assert factor * sum(terms) > 0
-
-
-def test_cams_at_test_time_are_normalised(heads_cfg, build_heads, make_batch, monkeypatch):
-    heads = build_heads(heads_cfg)
-    mask_head = Spy(monkeypatch, heads.mask_head, "forward")
-    features, proposals, _ = make_batch()
-    instances = detect(heads, features, proposals)
-    cam = cat([x.pred_cams for x in instances])[:, None]
-    assert len(cam) > 1
-    expected = F.interpolate(cam, size=(14, 14), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(cat([x[1] for x in mask_head.calls]), normalised(expected))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_features_do_not_move_boxes(heads_cfg, build_heads, dtype):
     """Neither type can tell apart whole numbers above some size: bfloat16 above 256."""
@@ -483,6 +255,14 @@ def test_low_precision_features_do_not_move_boxes(heads_cfg, build_heads, dtype)
     torch.testing.assert_close(found.pred_masks, expected.pred_masks)
 
 
+def test_no_detections(heads_cfg, build_heads, make_batch, detect):
+    heads_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 2.0
+    heads = build_heads(heads_cfg)
+    features, proposals, _ = make_batch()
+    for x in detect(heads, features, proposals):
+        assert x.pred_masks.shape == (0, 1, 28, 28) and x.pred_cams.shape == (0, 7, 7)
+
+
 @pytest.mark.parametrize("part", ["mask_head", "contrastive_head"])
 def test_frozen_parts_without_supervision(heads_cfg, build_heads, make_batch, run_heads, part):
     """A loss that nothing learns from is still a tensor."""
@@ -495,50 +275,7 @@ def test_frozen_parts_without_supervision(heads_cfg, build_heads, make_batch, ru
     losses, _ = run_heads(heads, (features, proposals, targets))
     for name in ("loss_mask", "loss_contrastive"):
         assert losses[name].shape == () and losses[name] == 0, name
-    total(losses).backward()
-
-
-def test_no_detections(heads_cfg, build_heads, make_batch):
-    heads_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 2.0
-    heads = build_heads(heads_cfg)
-    features, proposals, _ = make_batch()
-    for x in detect(heads, features, proposals):
-        assert x.pred_masks.shape == (0, 1, 28, 28) and x.pred_cams.shape == (0, 7, 7)
-
-
-def test_inference_runs_no_projector_and_keeps_no_graph(
-    heads_cfg, build_heads, make_batch, run_heads, monkeypatch
-):
-    heads = build_heads(heads_cfg)
-    calls = []
-    projector = heads.contrastive_head.projector
-    for module in projector.modules():
-        if not list(module.children()):
-            module.register_forward_hook(lambda *args: calls.append("projector"))
-    monkeypatch.setattr(
-        "contrastmask.modeling.contrastive_head.build_pixel_sets",
-        lambda *args, **kwargs: calls.append("pixel sets"),
-    )
-    features, proposals, _ = make_batch()
-    instances = detect(heads, features, proposals)
-    assert len(instances[0]) > 0 and not calls
-    assert not instances[0].pred_masks.requires_grad
-    monkeypatch.undo()
-    run_heads(heads)
-    assert calls  # the hooks do count
-
-
-def test_targets_of_detectron2s_own_mapper(heads_cfg, build_heads, make_batch, run_heads):
-    """Without `gt_has_mask` every instance supervises masks."""
-    heads_cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
-    features, proposals, targets = make_batch(has_mask=True)
-    expected, _ = run_heads(build_heads(heads_cfg), make_batch(has_mask=True))
-    for x in targets:
-        x.remove("gt_has_mask")
-    losses, storage = run_heads(build_heads(heads_cfg), (features, proposals, targets))
-    assert storage.latest()["mask_head/num_rois"][0] == 8
-    assert torch.isfinite(total(losses))
-    torch.testing.assert_close(losses["loss_mask"], expected["loss_mask"])
+    sum(losses.values()).backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -550,65 +287,11 @@ def test_autocast_stays_close(heads_cfg, build_heads, run_heads, dtype):
         with torch.autocast("cpu", dtype=dtype, enabled=enabled):
             losses, _ = run_heads(heads)
         assert all(x.dtype == torch.float32 for x in losses.values())
-        total(losses).backward()
+        sum(losses.values()).backward()
         assert all(torch.isfinite(g).all() for g in gradients(heads).values())
         results.append(losses)
     for name in results[0]:
         torch.testing.assert_close(results[0][name], results[1][name], rtol=0.05, atol=0.01)
-
-
-@pytest.mark.parametrize("max_rois", [1, 6, 100])
-def test_cap_of_the_rois_in_the_loss(heads_cfg, build_heads, run_heads, max_rois):
-    expected, storage = run_heads(build_heads(heads_cfg))
-    num_all, num_supervised = (
-        storage.latest()[f"{x}/num_rois"][0] for x in ("contrastive", "mask_head")
-    )
-    assert 1 < num_supervised < 6 < num_all < 100
-    heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD.MAX_ROIS = max_rois
-    losses, storage = run_heads(build_heads(heads_cfg))
-    assert storage.latest()["mask_head/num_rois"][0] == num_supervised
-    number = storage.latest()["contrastive/num_rois"][0]
-    assert number == min(max(max_rois, num_supervised), num_all)
-    torch.testing.assert_close(losses["loss_mask"], expected["loss_mask"])
-    assert torch.isfinite(total(losses))
-
-
-def test_the_cap_chooses_at_random(heads_cfg, build_heads, make_batch, run_heads, monkeypatch):
-    heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD.MAX_ROIS = 6
-    heads_cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 0.5
-    heads_cfg.MODEL.ROI_HEADS.INCLUDE_GT_BOXES = True
-    heads = build_heads(heads_cfg)
-    select = Spy(monkeypatch, roi_heads, "select_positive_rois")
-    sample = heads.label_and_sample_proposals
-    batch = make_batch()
-    torch.manual_seed(0)
-    with EventStorage():
-        sampled = sample(batch[1], batch[2])
-    monkeypatch.setattr(heads, "label_and_sample_proposals", lambda *args: sampled)
-    for seed in range(5):
-        torch.manual_seed(seed)
-        run_heads(heads, batch)
-    chosen = [x.index.tolist() for x in select.results]
-    assert all(len(x) == 6 and x == sorted(set(x)) for x in chosen)
-    assert len({tuple(x) for x in chosen}) > 1
-    # Those of the mask loss are always there.
-    supervised = [x.index[x.supervised].tolist() for x in select.results]
-    assert len(supervised[0]) == 4 and all(x == supervised[0] for x in supervised)
-
-
-def test_no_cams_in_training_where_nothing_uses_them(
-    heads_cfg, build_heads, run_heads, monkeypatch
-):
-    calls = []
-    monkeypatch.setattr(roi_heads, "resize_map", lambda *args: calls.append(1) or resize_map(*args))
-    run_heads(build_heads(heads_cfg))
-    assert calls
-    calls.clear()
-    heads_cfg.MODEL.ROI_MASK_HEAD.CAM_ON = False
-    heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD.ENABLED = False
-    heads_cfg.VIS_PERIOD = 1
-    losses, _ = run_heads(build_heads(heads_cfg))
-    assert torch.isfinite(total(losses)) and not calls
 
 
 @pytest.mark.slow
@@ -620,17 +303,112 @@ def test_500_steps_in_bfloat16_stay_finite(heads_cfg, build_heads, make_batch, r
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses, _ = run_heads(heads, batch, step % heads_cfg.SOLVER.MAX_ITER)
         optimizer.zero_grad()
-        total(losses).backward()
+        sum(losses.values()).backward()
         assert all(torch.isfinite(g).all() for g in gradients(heads).values()), step
         optimizer.step()
-        totals.append(total(losses).item())
+        totals.append(sum(losses.values()).item())
     assert torch.tensor(totals).isfinite().all()
     assert sum(totals[-50:]) < 0.8 * sum(totals[:50])
+
+
+def test_every_key_reaches_the_heads(heads_cfg, build_heads):
+    """Values that differ from each other and from the defaults."""
+    heads_cfg.merge_from_list(
+        [
+            *("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 5),
+            *("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 12),
+            *("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 2),
+            *("MODEL.ROI_MASK_HEAD.CAM_ON", False),
+            *("MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY", False),
+            *("MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK", 19),
+            *("MODEL.ROI_MASK_HEAD.NUM_CONV", 3),
+            *("MODEL.ROI_MASK_HEAD.NORM", "FrozenBN"),
+            *("MODEL.ROI_MASK_HEAD.LOGIT_INIT_STD", 90.0),
+            *("MODEL.ROI_CONTRASTIVE_HEAD.POOLER_RESOLUTION", 20),
+            *("MODEL.ROI_CONTRASTIVE_HEAD.POOLER_SAMPLING_RATIO", 3),
+            *("MODEL.ROI_CONTRASTIVE_HEAD.POOLER_TYPE", "ROIAlign"),
+            *("MODEL.ROI_CONTRASTIVE_HEAD.MAX_ROIS", 21),
+            *("MODEL.ROI_HEADS.INCLUDE_GT_BOXES", True),
+            *("VIS_PERIOD", 22),
+        ]
+    )
+    heads = build_heads(heads_cfg)
+    assert heads.contrastive_pooler.output_size == (20, 20)
+    for pooler, ratio, aligned in (
+        (heads.contrastive_pooler, 3, False),
+        (heads.mask_pooler, 2, True),
+    ):
+        assert [x.spatial_scale for x in pooler.level_poolers] == [1 / 4, 1 / 8]
+        assert {(x.sampling_ratio, x.aligned) for x in pooler.level_poolers} == {(ratio, aligned)}
+    assert (heads.cam_on, heads.gt_boxes_only, heads.include_gt_boxes) == (False, False, True)
+    assert (heads.test_rois_per_chunk, heads.max_contrastive_rois, heads.vis_period) == (19, 21, 22)
+    mask_head = heads.mask_head
+    assert [x.out_channels for x in mask_head.convs] == [8, 8, 8]
+    assert {type(x.norm).__name__ for x in mask_head.convs} == {"FrozenBatchNorm2d"}
+    assert mask_head.predictor.weight.std() > 20
+
+
+def test_names_of_tensors(heads_cfg, build_heads):
+    """They are the names in checkpoints. Nothing else is stored."""
+    heads_cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT = 1.0
+    layers = [
+        "box_head.shared.conv1",
+        "box_head.cls_branch.conv1",
+        "box_head.reg_branch.conv1",
+        "box_head.reg_branch.conv2",
+        "box_predictor.cls_score",
+        "box_predictor.bbox_pred",
+        "mask_head.fuse",
+        "mask_head.convs.mask_fcn1",
+        "mask_head.deconv",
+        "mask_head.predictor",
+        "contrastive_head.encoder.conv1",
+        "contrastive_head.encoder.conv2",
+        "contrastive_head.projector.linear",
+    ]
+    expected = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    for k in (1, 2):
+        name = f"contrastive_head.projector.convs.conv{k}"
+        expected |= {f"{name}.weight", f"{name}.norm.weight", f"{name}.norm.bias"}
+        expected |= {
+            f"{name}.norm.{x}" for x in ("running_mean", "running_var", "num_batches_tracked")
+        }
+    assert set(build_heads(heads_cfg).state_dict()) == expected
+
+
+@pytest.mark.parametrize("num_conv", [0, 1])
+def test_widths_without_convolutions(heads_cfg, build_heads, run_heads, num_conv):
+    """The mask head takes the encoder's output, whatever makes it."""
+    heads_cfg.MODEL.ROI_CONTRASTIVE_HEAD.NUM_CONV = num_conv
+    heads_cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 1 - num_conv
+    heads = build_heads(heads_cfg)
+    assert heads.mask_head.fuse.in_channels == (10 if num_conv else 16)
+    assert heads.mask_head.deconv.in_channels == (16 if num_conv else 8)
+    losses, _ = run_heads(heads)
+    assert torch.isfinite(sum(losses.values()))
+
+
+@pytest.mark.parametrize("loss_weight", [0.0, 1.0])
+def test_heads_without_masks(heads_cfg, build_heads, make_batch, run_heads, detect, loss_weight):
+    """MODEL.MASK_ON False: options of the mask branch play no part."""
+    heads_cfg.MODEL.MASK_ON = False
+    heads_cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = False
+    heads_cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT = loss_weight
+    heads = build_heads(heads_cfg)
+    features, proposals, targets = make_batch()
+    for x in targets:
+        x.remove("gt_masks")
+    losses, _ = run_heads(heads, (features, proposals, targets))
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    assert not any(
+        x.has("pred_masks") or x.has("pred_cams") for x in detect(heads, features, proposals)
+    )
 
 
 BAD_CONFIGS = {
     "LOSS_FORM": ("MODEL.ROI_CONTRASTIVE_HEAD.LOSS_FORM", "thesis"),
     "SAMPLE_FRACTION": ("MODEL.ROI_CONTRASTIVE_HEAD.SAMPLE_FRACTION", 0.0),
+    "SAMPLE_FRACTION has": ("MODEL.ROI_CONTRASTIVE_HEAD.SAMPLE_FRACTION", 1.01),
     "CLS_AGNOSTIC_MASK": ("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False),
     "MODEL.ROI_BOX_HEAD.NAME is FastRCNNConvFCHead.*ContrastMaskBoxHead": (
         "MODEL.ROI_BOX_HEAD.NAME",
@@ -642,9 +420,19 @@ BAD_CONFIGS = {
     ),
     "TRAIN_ON_PRED_BOXES": ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True),
     "TEST_ROIS_PER_CHUNK": ("MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK", 0),
+    "RAMP_STEPS": ("MODEL.ROI_CONTRASTIVE_HEAD.RAMP_STEPS", 0),
     "PROPOSAL_APPEND_GT": ("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False),
-    "BOX_SUPERVISION.LOSS_WEIGHT": ("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT", -1.0),
-    "BOX_SUPERVISION.WARMUP": ("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP", 1.5),
+    "BOX_SUPERVISION.LOSS_WEIGHT": ("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT", -0.01),
+    "BOX_SUPERVISION.WARMUP": ("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP", 1.01),
+    "BOX_SUPERVISION.WARMUP has": ("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP", -0.01),
+    "INCLUDE_GT_BOXES needs": (
+        "MODEL.ROI_HEADS.INCLUDE_GT_BOXES",
+        True,
+        "MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY",
+        False,
+        "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT",
+        False,
+    ),
     "BOX_SUPERVISION needs": (
         "MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY",
         False,
@@ -668,7 +456,7 @@ def test_errors_name_the_key(heads_cfg, build_heads, name):
     ["ROI_MASK_HEAD.NORM", "ROI_CONTRASTIVE_HEAD.NORM", "ROI_CONTRASTIVE_HEAD.PROJECTOR_NORM"],
 )
 @pytest.mark.parametrize("norm", ["SyncBN", "naiveSyncBN"])
-def test_synchronised_norms_are_for_one_process(heads_cfg, build_heads, monkeypatch, key, norm):
+def test_synchronized_norms_are_for_one_process(heads_cfg, build_heads, monkeypatch, key, norm):
     """With several, those without RoIs would let the others wait."""
     heads_cfg.merge_from_list([f"MODEL.{key}", norm])
     build_heads(heads_cfg)
@@ -677,11 +465,7 @@ def test_synchronised_norms_are_for_one_process(heads_cfg, build_heads, monkeypa
         build_heads(heads_cfg)
 
 
-def test_projector_without_convolutions():
-    assert Projector(4, 6, 0, "BN")(torch.randn(2, 4, 3, 3)).shape == (2, 3, 3, 6)
-
-
-def test_initialisation(build_heads):
+def test_initialization(build_heads):
     """Standard deviations measured in the authors' code for 80 classes and 256 channels."""
     cfg = get_cfg()
     add_contrastmask_config(cfg)
@@ -707,3 +491,37 @@ def test_initialisation(build_heads):
     for name, std in expected.items():
         assert modules[name].weight.std().item() == pytest.approx(std, rel=0.15), name
         assert not modules[name].bias.any()
+
+
+@pytest.mark.parametrize("num_classes", [1200, 3000])
+def test_thousands_of_classes(heads_cfg, build_heads, run_heads, make_batch, detect, num_classes):
+    few = build_heads(heads_cfg)
+    heads_cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    heads = build_heads(heads_cfg)
+    assert isinstance(heads, ContrastMaskROIHeads)
+
+    shapes = {name: p.shape for name, p in heads.named_parameters()}
+    grown = {name for name, p in few.named_parameters() if shapes[name] != p.shape}
+    assert grown == {
+        f"box_predictor.{layer}.{kind}"
+        for layer in ("cls_score", "bbox_pred")
+        for kind in ("weight", "bias")
+    }
+    assert heads.box_predictor.cls_score.weight.shape[0] == num_classes + 1
+
+    features, proposals, targets = make_batch()
+    for target in targets:  # classes from all over the range
+        target.gt_classes = target.gt_classes * (num_classes // 5) + 7
+    losses, _ = run_heads(heads, (features, proposals, targets))
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_mask", "loss_contrastive"}
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert all(loss > 0 for loss in losses.values())
+    optimizer = torch.optim.SGD(heads.parameters(), lr=0.01)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in heads.parameters())
+    optimizer.step()
+    after, _ = run_heads(heads, make_batch())
+    assert all(torch.isfinite(loss) for loss in after.values())
+
+    instances = detect(heads, features, proposals)
+    assert all(len(x) == len(x.pred_masks) == len(x.pred_cams) for x in instances)

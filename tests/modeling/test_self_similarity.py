@@ -14,7 +14,7 @@ def enhance_with_whole_matrix(x):
     return (flat @ weights.transpose(1, 2)).view_as(x)
 
 
-def test_self_similarity_equals_the_materialised_form_with_gradients():
+def test_self_similarity_equals_the_materialized_form_with_gradients():
     first = torch.randn(3, 6, 5, 5, requires_grad=True)
     second = first.detach().clone().requires_grad_()
     direction = torch.randn(3, 6, 5, 5)

@@ -1,5 +1,9 @@
 """EfficientNet-Lite as a backbone small enough to train a detector on a CPU."""
 
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
@@ -20,7 +24,7 @@ class EfficientNetLite(Backbone):
     efficientnet-lite://efficientnet-lite0``.
     """
 
-    def __init__(self, out_features, freeze_at=0):
+    def __init__(self, out_features: Sequence[str], freeze_at: int = 0):
         """
         Args:
             out_features (list[str]): names among "stage2" (stride 4) to "stage5" (stride 32).
@@ -51,10 +55,10 @@ class EfficientNetLite(Backbone):
         self._last_block = {_STAGES[f][0]: f for f in out_features}
         self._freeze(freeze_at)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """
         Args:
-            x (Tensor): (N, 3, H, W), normalised RGB images.
+            x (Tensor): (N, 3, H, W), normalized RGB images.
 
         Returns:
             dict[str, Tensor]: feature name -> (N, C, H / stride, W / stride).
@@ -74,13 +78,13 @@ class EfficientNetLite(Backbone):
         for module in frozen:
             module.requires_grad_(False)
 
-    def output_shape(self):
+    def output_shape(self) -> dict[str, ShapeSpec]:
         """dict[str, ShapeSpec]: channels and stride of each feature map."""
         return {f: _STAGES[f][1] for f in self._out_features}
 
 
 @BACKBONE_REGISTRY.register()
-def build_efficientnet_lite_fpn_backbone(cfg, input_shape):
+def build_efficientnet_lite_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """
     Args:
         cfg (CfgNode): ``MODEL.FPN`` is used, with features named "stage2" to "stage5".

@@ -1,23 +1,24 @@
 """ResNet and feature pyramid as the published models train them."""
 
-from detectron2.layers import BatchNorm2d
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.config import CfgNode
+from detectron2.layers import BatchNorm2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
 from torch import nn
 
 
 class StoredStatisticsBatchNorm2d(BatchNorm2d):
     """
-    Batch norm that always normalises with its stored statistics, and trains its scale and shift.
+    Batch norm that always normalizes with its stored statistics, and trains its scale and shift.
     Detectron2's FrozenBatchNorm2d does not train them.
     """
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "StoredStatisticsBatchNorm2d":
         """Never uses batch statistics, whatever `mode` is."""
         return super().train(False)
 
     @classmethod
-    def convert(cls, module):
+    def convert(cls, module: nn.Module) -> None:
         """
         Replace all BatchNorm2d below a module.
 
@@ -34,7 +35,7 @@ class StoredStatisticsBatchNorm2d(BatchNorm2d):
 
 
 @BACKBONE_REGISTRY.register()
-def build_stored_bn_resnet_fpn_backbone(cfg, input_shape):
+def build_stored_bn_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """
     Detectron2's ResNet (or ResNeXt) with FPN, with two differences of the published training: batch
     norm keeps its stored statistics but trains scale and shift in the stages that

@@ -6,7 +6,7 @@ from small_model import CONFIG_FILE
 from torch import nn
 
 from contrastmask.engine import Trainer, load_config
-from contrastmask.modeling.frozen_parts import freeze_parts
+from contrastmask.modeling import freeze_parts
 
 
 def conv_bn():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from contrastmask.modeling import positive_rois, roi_heads
+from contrastmask.modeling import roi_heads, sampling
 
 # Operators whose result, or its shape, the host has to know.
 _WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
@@ -47,13 +47,13 @@ def waits(monkeypatch):
 
         return call
 
-    def select_positive_rois(*args, **kwargs):
+    def choose_rois(*args, **kwargs):
         before = counter.count
-        rois = positive_rois.select_positive_rois(*args, **kwargs)
+        rois = sampling.choose_rois(*args, **kwargs)
         counter.count = before + 1  # one copy to the host; the rest is work on the copy
         return rois
 
-    monkeypatch.setattr(roi_heads, "select_positive_rois", select_positive_rois)
+    monkeypatch.setattr(roi_heads, "choose_rois", choose_rois)
     for name in _COPYING:
         monkeypatch.setattr(torch.Tensor, name, counting(getattr(torch.Tensor, name)))
     return counter

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from contrastmask.modeling.mask_targets import crop_mask_targets
+from contrastmask.modeling.mask_head import crop_mask_targets
 
 
 @pytest.mark.parametrize("masks", ["bitmask", "polygon"])

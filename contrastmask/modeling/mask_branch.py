@@ -1,0 +1,276 @@
+"""
+From features, boxes and CAMs to masks: one function computes the mask logits of training and of
+inference. In training the losses follow, each of them a method and a line in `MaskBranch.losses`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.layers import NaiveSyncBatchNorm, cat
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from .box_supervision import BoxSupervision
+from .cam import min_max_normalize, resize_map
+from .contrastive_head import ContrastiveHead
+from .mask_head import ContrastMaskMaskHead, crop_mask_targets, mask_error_rates, mask_loss
+from .monitoring import put_scalars, put_training_images
+from .sampling import RoIs, TrainingRoIs
+from .self_similarity import enhance_by_self_similarity
+
+
+@dataclass(frozen=True)
+class MaskBranch:
+    """
+    What predicts masks, and learns to. The modules belong to the RoI heads, which give them their
+    names in checkpoints.
+
+    in_features (list[str]): names of the feature maps that RoIs are pooled from.
+    mask_pooler, mask_head: features of RoIs, and masks from them.
+    contrastive_pooler, contrastive_head: None leaves a class-agnostic Mask R-CNN.
+    box_supervision: mask loss of ground-truth boxes without a mask, or None.
+    cam_on (bool): whether the mask head receives CAMs.
+    vis_period (int): store images every so many iterations; 0 for never.
+    """
+
+    in_features: Sequence[str]
+    mask_pooler: ROIPooler
+    mask_head: ContrastMaskMaskHead
+    contrastive_pooler: ROIPooler | None
+    contrastive_head: ContrastiveHead | None
+    box_supervision: BoxSupervision | None
+    cam_on: bool
+    vis_period: int
+
+    @property
+    def has_contrastive_loss(self) -> bool:
+        """bool: whether there is a contrastive head with a loss."""
+        return self.contrastive_head is not None and self.contrastive_head.has_loss
+
+    @property
+    def trains_with_cams(self) -> bool:
+        """bool: whether a training step needs CAMs."""
+        return self.cam_on or self.has_contrastive_loss
+
+    def logits(
+        self,
+        features: dict[str, torch.Tensor],
+        boxes: list[Boxes],
+        cams: torch.Tensor | None,
+        encoded: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Args:
+            features (dict[str, Tensor]): feature maps, (N, C, H, W) each.
+            boxes (list[Boxes]): R boxes, R > 0, for each image.
+            cams (Tensor): (R, 1, h, w), of any resolution; may be None if `cam_on` is False.
+            encoded (Tensor): (R, D, H, W), :meth:`encode` of these boxes, if it was called before.
+
+        Returns:
+            Tensor: (R, 1, H', H') mask logits.
+        """
+        size = self._mask_input_size
+        enhanced = None
+        if self.contrastive_head is not None:
+            if encoded is None:
+                encoded = self.encode(features, boxes)
+            enhanced = enhance_by_self_similarity(encoded, size)
+        cam = min_max_normalize(resize_map(cams, size)) if self.cam_on else None
+        return self.mask_head(self._pool(self.mask_pooler, features, boxes), cam, enhanced)
+
+    def encode(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+        """
+        Args:
+            features (dict[str, Tensor]): feature maps. They are detached: the contrastive head does
+                not train the backbone.
+            boxes (list[Boxes]): R boxes for each image.
+
+        Returns:
+            Tensor: (R, D, H, W), output of the contrastive head's encoder.
+        """
+        features = {name: x.detach() for name, x in features.items()}
+        return self.contrastive_head(self._pool(self.contrastive_pooler, features, boxes))
+
+    def add_masks(
+        self, features: dict[str, torch.Tensor], instances: list[Instances], rois_at_once: int
+    ) -> None:
+        """
+        Inference: give instances their `pred_masks` (R, 1, H, W), probabilities in 0..1.
+
+        Args:
+            features (dict[str, Tensor]): feature maps.
+            instances (list[Instances]): with `pred_boxes` and `pred_cams`; changed in place.
+            rois_at_once (int): the branch runs on at most so many, which bounds its memory.
+        """
+        cams = cat([x.pred_cams for x in instances])[:, None]
+        boxes = [x.pred_boxes.tensor for x in instances]
+        side = self.mask_head.output_size(self._mask_input_size)
+        logits = []
+        for start in range(0, len(cams), rois_at_once):
+            end = start + rois_at_once
+            chunk = _slice_box_lists(boxes, start, end)
+            logits.append(self.logits(features, chunk, cams[start:end]))
+        logits = cat(logits) if logits else cams.new_zeros(0, 1, side, side)
+        mask_rcnn_inference(logits, instances)
+
+    def losses(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        rois: TrainingRoIs,
+        cams: torch.Tensor | None,
+        targets: list[Instances],
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            images (ImageList): the batch.
+            features (dict[str, Tensor]): feature maps.
+            rois (TrainingRoIs): the groups R, M, S and T, see `sampling.py`.
+            cams (Tensor): (R, 1, h, w), of the positive RoIs; None if there are none, or nothing
+                uses them.
+            targets (list[Instances]): ground truth with masks.
+
+        Returns:
+            dict[str, Tensor]: "loss_mask", and "loss_contrastive" and "loss_box_supervision" if
+            they are on. Every parameter of the branch gets a gradient, zero where nothing is
+            learned.
+        """
+        losses = {}
+        scalars = {
+            "mask_head/num_rois": len(rois.with_mask),
+            "contrastive/num_rois": len(rois.positive),
+        }
+        encoded = sampled = logits = None
+        if self.has_contrastive_loss and len(rois.positive):
+            encoded = self.encode(features, rois.positive.boxes)
+            masks = crop_targets(rois.positive, targets, encoded.shape[-1])
+            losses["loss_contrastive"], sampled, numbers = self._contrastive_loss(
+                encoded, cams, rois.positive.has_mask, masks
+            )
+            scalars.update(numbers)
+            encoded = encoded[rois.supervised.index]
+        if len(rois.supervised):
+            supervised_cams = cams[rois.supervised.index] if self.cam_on else None
+            logits = self.logits(features, rois.supervised.boxes, supervised_cams, encoded)
+        if len(rois.with_mask):
+            masks = crop_targets(rois.with_mask, targets, logits.shape[-1])
+            losses["loss_mask"], numbers = self._mask_loss(logits[rois.with_mask.index], masks)
+            scalars.update(numbers)
+        if len(rois.box_only):
+            losses["loss_box_supervision"] = self.box_supervision(
+                logits[rois.box_only.index], images, rois.box_only.boxes, get_event_storage().iter
+            )
+
+        put_scalars(scalars)
+        self._put_images(cams, sampled, logits)
+        return {k: losses[k] if k in losses else self._zero_loss() for k in self._loss_names}
+
+    @property
+    def _loss_names(self):
+        names = {
+            "loss_contrastive": self.has_contrastive_loss,
+            "loss_mask": True,
+            "loss_box_supervision": self.box_supervision is not None,
+        }
+        return [name for name, is_on in names.items() if is_on]
+
+    def _contrastive_loss(self, encoded, cams, has_mask, masks):
+        """
+        Args:
+            encoded (Tensor): (R, D, H, H), encoder output of all positive RoIs, R > 0.
+            cams (Tensor): (R, 1, h, w), their CAMs.
+            has_mask (Tensor): (R,) bool, True for base RoIs.
+            masks (Tensor): (R, H, H) bool, their mask targets; not looked at for novel RoIs.
+
+        Returns:
+            tuple[Tensor, KeySets, dict]: the weighted loss, the sampled keys, and numbers for the
+            event storage.
+        """
+        storage = get_event_storage()
+        ramp = self.contrastive_head.ramp(storage.iter)
+        storage.put_scalar("contrastive/ramp", ramp, smoothing_hint=False)
+        # By way of the mask head's resolution, as in the authors' code.
+        cams = resize_map(resize_map(cams.detach(), self._mask_input_size), encoded.shape[-1])
+        terms, pixel_sets, sampled = self.contrastive_head.contrast(
+            encoded, masks, has_mask, min_max_normalize(cams)[:, 0]
+        )
+        scalars = {"contrastive/num_kept": pixel_sets.kept.sum()}
+        scalars.update({f"contrastive/num_{k}": v.sum() for k, v in sampled._asdict().items()})
+        scalars.update({f"contrastive/{k}": v for k, v in terms._asdict().items()})
+        return sum(terms) * (self.contrastive_head.loss_weight * ramp), sampled, scalars
+
+    @staticmethod
+    def _mask_loss(logits, masks):
+        """The loss of S RoIs, and numbers for the event storage."""
+        rates = mask_error_rates(logits, masks)
+        return mask_loss(logits, masks), {f"mask_head/{k}": v for k, v in rates.items()}
+
+    def _put_images(self, cams, sampled, logits):
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            if cams is not None:
+                cams = min_max_normalize(resize_map(cams.detach(), self._mask_input_size))
+                put_training_images(cam=cams, sampled=sampled, mask_logits=logits)
+
+    def _zero_loss(self):
+        """A zero that depends on every trainable parameter: each of them gets a gradient."""
+        modules = [x for x in (self.mask_head, self.contrastive_head) if x is not None]
+        parameters = [p for module in modules for p in module.parameters()]
+        trainable = [p.sum() for p in parameters if p.requires_grad]
+        return sum(trainable, start=parameters[0].new_zeros(())) * 0.0
+
+    def _pool(self, pooler, features, boxes):
+        return pooler([features[name] for name in self.in_features], boxes)
+
+    @property
+    def _mask_input_size(self):
+        return self.mask_pooler.output_size[0]
+
+
+def crop_targets(rois: RoIs, targets: list[Instances], size: int) -> torch.Tensor:
+    """
+    Args:
+        rois (RoIs): N, of all images.
+        targets (list[Instances]): ground truth of each image. Without `gt_masks` in an image, the
+            targets of its RoIs are empty.
+        size (int): side of the mask targets, in cells.
+
+    Returns:
+        Tensor: (N, size, size) bool.
+    """
+    crops = []
+    for x, target in zip(rois.instances, targets):
+        boxes = x.proposal_boxes.tensor
+        if target.has("gt_masks") and len(x):
+            crops.append(crop_mask_targets(target.gt_masks, x.gt_index, boxes, size))
+        else:
+            crops.append(boxes.new_zeros(len(x), size, size, dtype=torch.bool))
+    return cat(crops)
+
+
+def refuse_synchronized_norms(*heads: nn.Module | None) -> None:
+    """
+    A process without RoIs runs none of these heads; the others would wait for its statistics.
+
+    Raises:
+        ValueError: if a head has such a norm.
+    """
+    norms = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
+    if any(isinstance(m, norms) for head in heads if head is not None for m in head.modules()):
+        raise ValueError(
+            "MODEL.ROI_MASK_HEAD.NORM, MODEL.ROI_CONTRASTIVE_HEAD.NORM and "
+            "MODEL.ROI_CONTRASTIVE_HEAD.PROJECTOR_NORM cannot be synchronized over processes: one "
+            "without RoIs would let the others wait forever. Choose BN or GN"
+        )
+
+
+def _slice_box_lists(boxes, start, end):
+    """Boxes number `start` to `end` of all images together, as one Boxes for each image."""
+    slices, offset = [], 0
+    for x in boxes:
+        slices.append(Boxes(x[max(start - offset, 0) : max(end - offset, 0)]))
+        offset += len(x)
+    return slices
