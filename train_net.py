@@ -13,15 +13,9 @@ from detectron2.utils import comm
 from contrastmask.checkpoint import ContrastMaskCheckpointer
 from contrastmask.data import check_num_classes, check_supervision
 from contrastmask.engine import Trainer, launch, setup
-from contrastmask.output import exit_if_not_writable
 
 
 def main(args):
-    with exit_if_not_writable("the output", "Stopped"):
-        return run(args)
-
-
-def run(args):
     cfg = setup(args)
     if args.eval_only:
         check_num_classes(cfg, cfg.DATASETS.TEST)

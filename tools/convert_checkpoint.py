@@ -5,7 +5,8 @@ ResNeXt, EfficientNet-Lite) under the names of this project's Detectron2 model:
 
     python tools/convert_checkpoint.py official.pth converted.pth --config-file configs/...yaml
 
-Converting is optional: MODEL.WEIGHTS takes all of these layouts as they are.
+MODEL.WEIGHTS takes all of these layouts as they are. Only files with Python objects beside their
+tensors, as MMDetection 3 writes them, have to be converted, which leaves the objects out.
 """
 
 import argparse
@@ -22,7 +23,11 @@ from detectron2.utils.file_io import PathManager  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
 from contrastmask.atomic_files import write_whole  # noqa: E402
-from contrastmask.checkpoint import ContrastMaskCheckpointer, read_weights  # noqa: E402
+from contrastmask.checkpoint import (  # noqa: E402
+    ContrastMaskCheckpointer,
+    read_tensors,
+    read_weights,
+)
 from contrastmask.engine import load_config  # noqa: E402
 
 logger = logging.getLogger("contrastmask.convert_checkpoint")
@@ -36,11 +41,6 @@ def parse_args(argv=None):
     parser.add_argument("dst", help="file to write, ending in .pth")
     parser.add_argument("--config-file", help="first check that it fits the model of this config")
     parser.add_argument(
-        "--trust-source",
-        action="store_true",
-        help="also read a file that holds Python objects; this can run code hidden in it",
-    )
-    parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides of the config"
     )
     args = parser.parse_args(argv)
@@ -48,8 +48,6 @@ def parse_args(argv=None):
         parser.error(f"DST has to end in .pth, not {args.dst}")
     if args.opts and not args.config_file:
         parser.error("--opts needs --config-file")
-    if args.config_file and args.trust_source:
-        parser.error("check the converted file against a config in a second run")
     return args
 
 
@@ -60,13 +58,13 @@ def main(argv=None):
     src = PathManager.get_local_path(args.src)
     if os.path.exists(args.dst) and os.path.samefile(src, args.dst):
         raise SystemExit(f"{args.src} and {args.dst} are the same file")
-    checkpoint, layout = read_weights(src, trusted=args.trust_source)
+    checkpoint, layout = read_weights(src)
     logger.info(f"{args.src} has the layout {layout.name if layout else 'Detectron2'}")
 
     if args.config_file:
         model = build_model(load_config(args.config_file, args.opts))
         is_detector = any(name.startswith("roi_heads.") for name in checkpoint["model"])
-        ContrastMaskCheckpointer(model, require_all=is_detector).load(src)
+        ContrastMaskCheckpointer(model, require_all=is_detector, read=read_tensors).load(src)
         logger.info(f"{args.src} fits the model of {args.config_file}")
 
     with write_whole(args.dst, "wb") as f:

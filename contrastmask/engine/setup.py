@@ -1,7 +1,11 @@
 """From command line arguments to a config that is ready to use."""
 
+import argparse
 import logging
+import os
+import tempfile
 from contextlib import contextmanager
+from typing import Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -12,12 +16,11 @@ from yaml import YAMLError
 
 from ..config import add_contrastmask_config, check_contrastmask_config
 from ..data import register_datasets
-from ..output import check_output_dir
 
 logger = logging.getLogger(__name__)
 
 
-def load_config(config_file, opts=()):
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """
     Args:
         config_file (str): a YAML file.
@@ -46,7 +49,7 @@ def load_config(config_file, opts=()):
     return cfg
 
 
-def read_config_file(config_file):
+def read_config_file(config_file: str) -> dict:
     """
     Args:
         config_file (str): a YAML file.
@@ -76,7 +79,7 @@ def _naming(source):
         raise ValueError(f"{source}: {reason}") from error
 
 
-def setup(args):
+def setup(args: argparse.Namespace) -> CfgNode:
     """
     Config, output folder, logs and seeds of a training or evaluation program.
 
@@ -87,10 +90,25 @@ def setup(args):
         CfgNode: frozen.
 
     Raises:
-        OutputError: if nothing can be written to the output folder.
+        OSError: if files cannot be written to the output folder.
     """
     cfg = load_config(args.config_file, args.opts)
-    check_output_dir(cfg.OUTPUT_DIR)
+    _check_output_dir(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="contrastmask")
+    if comm.get_world_size() > 1 and not torch.cuda.is_available():  # they share the cores
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
     return cfg
+
+
+def _check_output_dir(folder):
+    """Rather now than when the first checkpoint is written."""
+    if "://" in folder:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as f:
+            f.write(bytes(4096))
+    except OSError as error:
+        problem = f"OUTPUT_DIR cannot be written to ({error.strerror}), set another"
+        raise OSError(error.errno, problem, folder) from error
