@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import ResNet
 
-from contrastmask.checkpoint.torchvision_resnet import weights_url
+from contrastmask.checkpoint.handlers import weights_url
 from contrastmask.data import class_split_from_config
 from contrastmask.data.shapes import ShapesParams, write_shapes
 from contrastmask.engine import Trainer, load_config

@@ -9,7 +9,8 @@ With a config, the file is checked against the model, and that of a detector the
 class names, so that it is all that demo, tools and evaluation need. The class names come from
 Detectron2 for COCO, from the data in DATASETS.TRAIN for others, or from DATASETS.CLASS_NAMES.
 
-Converting is optional: MODEL.WEIGHTS takes all of these layouts as they are.
+MODEL.WEIGHTS takes all of these layouts as they are. Only files with Python objects beside their
+tensors, as MMDetection 3 writes them, have to be converted, which leaves the objects out.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from contrastmask.checkpoint import (  # noqa: E402
     Description,
     model_class_split,
     model_config,
+    read_tensors,
     read_weights,
 )
 from contrastmask.config import use_available_device  # noqa: E402
@@ -47,18 +49,11 @@ def get_args(argv):
     parser.add_argument("src", help="checkpoint to read, a file or torchvision://<model>")
     parser.add_argument("dst", help="file to write, ending in .pth")
     parser.add_argument("--config-file", help="config of the model that it is for")
-    parser.add_argument(
-        "--trust-source",
-        action="store_true",
-        help="also read a file that holds Python objects; this can run code hidden in it",
-    )
     args = parse_args(parser, argv)
     if not args.dst.endswith(".pth"):
         parser.error(f"DST has to end in .pth, not {args.dst}")
     if args.opts and not args.config_file:
         parser.error(f"overrides need --config-file: {' '.join(args.opts)}")
-    if args.config_file and args.trust_source:
-        parser.error("check the converted file against a config in a second run")
     return args
 
 
@@ -70,20 +65,21 @@ def main(argv=None):
     src = PathManager.get_local_path(args.src)
     if os.path.exists(args.dst) and os.path.samefile(src, args.dst):
         raise ValueError(f"{args.src} and {args.dst} are the same file")
-    checkpoint, layout = read_weights(src, trusted=args.trust_source)
+    checkpoint, layout = read_weights(src)
     logger.info(f"{args.src} has the layout {layout.name if layout else 'Detectron2'}")
     is_detector = any(name.startswith("roi_heads.") for name in checkpoint["model"])
 
     description = None
     if args.config_file:
-        cfg = model_config(args.config_file, args.opts, src)
+        cfg = model_config(args.config_file, args.opts, src, read_tensors)
         use_available_device(cfg)
-        ContrastMaskCheckpointer(build_model(cfg), require_all=is_detector).load(src)
+        model = build_model(cfg)
+        ContrastMaskCheckpointer(model, require_all=is_detector, read=read_tensors).load(src)
         logger.info(f"{args.src} fits the model of {args.config_file}")
         if is_detector:
             description = Description.of(cfg, model_class_split(cfg))
-    elif not args.trust_source:
-        description = Description.read(src)
+    else:
+        description = Description.read(src, read_tensors)
     if description is not None:
         checkpoint[DESCRIPTION_KEY] = description.state_dict()
 

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..data import ContrastMaskDatasetMapper
 from ..engine import load_config
-from ..solver import build_optimizer
+from ..engine.solver import build_optimizer
 from .memory import peak_memory
 from .shapes_data import shapes_dataset
 from .timing import compare, ratio

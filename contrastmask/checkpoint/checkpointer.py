@@ -1,63 +1,50 @@
-"""The checkpointer of the project: Detectron2's, plus layouts that it recognises by their names."""
+"""Detectron2's checkpointer, strict about what fits the model, and safe in reading and writing."""
 
 import logging
 import os
 import re
+from typing import Callable, Optional, Sequence
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from fvcore.common.checkpoint import Checkpointer, _strip_prefix_if_present
+from fvcore.common.checkpoint import Checkpointer
 
-from ..atomic_files import AtomicFiles, remove_unfinished
-from ..output import OutputError, describe, os_error_behind
-from .description import DESCRIPTION_KEY
-from .fit import check_fit
-from .layouts import MODEL_ZOO_FILES, read_model_zoo_file, to_project_names, unwrap_state_dict
-from .reading import UnreadableCheckpointError, check_checksums, read_torch_file
+from ..atomic_files import write_whole
+from .description import DESCRIPTION_KEY, Description
+from .layouts import to_project_names
+from .reading import (
+    UnreadableCheckpointError,
+    check_checksums,
+    read_pickle_file,
+    read_torch_file,
+)
 
 logger = logging.getLogger(__name__)
 
-_NUMBERED = r"model_(\d{7,})\.pth"
-_WRITTEN_IN_TRAINING = rf"{_NUMBERED}|model_final\.pth|last_checkpoint"
 
-
-class _Loader(Checkpointer):
-    """
-    Stands behind Detectron2's checkpointer, which asks it to read .pth files, and to load tensors
-    after it has matched their names with those of the model.
-    """
-
-    exclude = ()
+class _SafeReader(Checkpointer):
+    """Stands behind Detectron2's checkpointer, which asks it to read .pth files."""
 
     def _load_file(self, f):
-        loaded = read_torch_file(f)
-        if not isinstance(loaded, dict):
-            raise ValueError(
-                f"checkpoint {f} holds a {type(loaded).__name__}, not a dict of tensors"
-            )
-        return loaded
-
-    def _load_model(self, checkpoint):
-        weights = checkpoint["model"]
-        _strip_prefix_if_present(weights, "module.")  # as it is done next: names are final now
-        unused = [k for k in weights if self._is_excluded(k)]
-        for k in unused:
-            del weights[k]
-        incompatible = super()._load_model(checkpoint)
-        missing = incompatible.missing_keys
-        kept = [k for k in missing if self._is_excluded(k)]
-        missing[:] = [k for k in missing if k not in set(kept)]
-        if kept or unused:
-            logger.info(
-                f"MODEL.WEIGHTS_EXCLUDE: {len(kept)} tensors of the model keep their initial "
-                f"values, {len(unused)} of the checkpoint are not used"
-            )
-        return incompatible
-
-    def _is_excluded(self, name):
-        return any(_is_part(name, part) for part in self.exclude)
+        return self._read(f)
 
 
-class ContrastMaskCheckpointer(DetectionCheckpointer, _Loader):
+class _WholeFiles:
+    """A path manager whose local files take their name when they are complete."""
+
+    def __init__(self, path_manager):
+        self._path_manager = path_manager
+
+    def __getattr__(self, name):
+        return getattr(self._path_manager, name)
+
+    def open(self, path, mode="r", **kwargs):
+        if mode in ("w", "wb") and "://" not in path:
+            return write_whole(path, mode, **kwargs)
+        return self._path_manager.open(path, mode, **kwargs)
+
+
+class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
     """
     Detectron2's checkpointer that also loads the layouts of this package, reads files without
     running code from them, and raises an error where a checkpoint does not fit the model:
@@ -73,7 +60,15 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _Loader):
     """
 
     def __init__(
-        self, model, save_dir="", *, require_all=False, exclude=(), description=None, **kwargs
+        self,
+        model: torch.nn.Module,
+        save_dir: str = "",
+        *,
+        require_all: bool = False,
+        exclude: Sequence[str] = (),
+        description: Optional[Description] = None,
+        read: Callable[[str], dict] = read_torch_file,
+        **kwargs,
     ):
         """
         Args:
@@ -81,17 +76,19 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _Loader):
             save_dir (str): folder of the checkpoints that are written.
             require_all (bool): every tensor of the model has to be in the checkpoint.
             exclude (sequence[str]): prefixes of names of the model (``MODEL.WEIGHTS_EXCLUDE``).
-            description (Description or None): of the model, to be stored in every checkpoint.
+            description (Description): of the model, to be stored in every checkpoint.
+            read (callable): from the path of a .pth file to its content.
             kwargs: as in :class:`DetectionCheckpointer`.
 
         Raises:
             ValueError: if there is nothing of a name in `exclude`.
         """
         super().__init__(model, save_dir, **kwargs)
-        self.path_manager = AtomicFiles(self.path_manager)
+        self.path_manager = _WholeFiles(self.path_manager)
         self.require_all = require_all
         self.exclude = tuple(exclude)
         self.description = description
+        self._read = read
         names = self.model.state_dict()
         for part in self.exclude:
             if not any(_is_part(name, part) for name in names):
@@ -115,46 +112,28 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _Loader):
 
     def _resume(self):
         last = self.get_checkpoint_file()
-        errors = []
+        first_error = None
         for file in (last, *_older_checkpoints(last)):
             try:
                 check_checksums(file)
                 loaded = self.load(file)
             except (FileNotFoundError, UnreadableCheckpointError) as error:
-                errors.append(error)
-                logger.error(f"Cannot resume from the checkpoint: {error}")
+                logger.error(f"Cannot resume: {error}")
+                first_error = first_error or error
                 continue
-            if errors:
+            if first_error:
                 logger.warning(f"Resumed from the older checkpoint {file} instead of {last}")
             return loaded
-        raise type(errors[0])(
-            f"{errors[0]}. It is named in {os.path.join(self.save_dir, 'last_checkpoint')}, and no "
-            "older model_<iteration>.pth there can be read. Without --resume training starts anew"
-        ) from errors[0]
+        raise type(first_error)(
+            f"{first_error}. It is named in {os.path.join(self.save_dir, 'last_checkpoint')}, and "
+            "no older model_<iteration>.pth there can be read: start again without --resume"
+        ) from first_error
 
     def save(self, name, **kwargs):
-        """
-        As in Detectron2.
-
-        Raises:
-            OutputError: if the file cannot be written, for example because the disk is full. The
-                previous checkpoint stays.
-        """
-        if self.save_to_disk and self.save_dir:
-            for path in remove_unfinished(self.save_dir, _WRITTEN_IN_TRAINING):
-                logger.info(f"Removed {path}: it was not finished when training was interrupted")
+        """As in Detectron2, with the description of the model."""
         if self.description is not None:
             kwargs[DESCRIPTION_KEY] = self.description.state_dict()
-        try:
-            super().save(name, **kwargs)
-        except (OSError, RuntimeError) as error:  # torch.save turns the former into the latter
-            cause = os_error_behind(error)
-            if cause is None:
-                raise
-            last = self.get_checkpoint_file()
-            kept = f"The last complete one is {last}" if last else "There is no earlier one"
-            path = os.path.join(self.save_dir, f"{name}.pth")
-            raise OutputError(f"checkpoint {describe(path, cause)}. {kept}") from error
+        super().save(name, **kwargs)
 
     def load(self, path, *args, **kwargs):
         """
@@ -165,7 +144,6 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _Loader):
             ValueError: if it cannot be read or does not fit the model, or none is named although
                 every tensor has to be in it.
         """
-        self._layout = None
         if not path and self.require_all:
             raise ValueError(
                 "MODEL.WEIGHTS is empty, the model would have random weights: give the checkpoint "
@@ -182,11 +160,14 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _Loader):
 
     def _load_file(self, filename):
         self._file = filename
-        if filename.endswith(MODEL_ZOO_FILES):
-            return read_model_zoo_file(filename)
-        loaded = super()._load_file(filename)
+        if filename.endswith(".pyth"):  # Detectron2 would run code from it
+            raise ValueError(f"checkpoint {filename}: files of pycls are not supported")
+        if filename.endswith(".pkl"):
+            loaded = read_pickle_file(filename)
+        else:
+            loaded = super()._load_file(filename)
         try:
-            loaded["model"], self._layout = to_project_names(unwrap_state_dict(loaded["model"]))
+            loaded, self._layout = to_project_names(loaded)
         except ValueError as error:
             raise ValueError(f"checkpoint {filename}: {error}") from error
         if self._layout:
@@ -194,32 +175,62 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _Loader):
         return loaded
 
     def _load_model(self, checkpoint):
+        values = self.model.state_dict()
+        kept = {name: value.clone() for name, value in values.items() if self._is_excluded(name)}
         incompatible = super()._load_model(checkpoint)
-        for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
-            counters = [k for k in keys if k.endswith(".num_batches_tracked")]
-            keys[:] = [k for k in keys if k not in set(counters)]
-            if counters and keys is incompatible.unexpected_keys:
-                logger.info(
-                    f"{len(counters)} counters num_batches_tracked of batch norm are not used: "
-                    "frozen batch norm does not count"
-                )
-        try:
-            check_fit(
-                self._file,
-                incompatible,
-                covers=self._layout.covers if self._layout else (),
-                require_all=self.require_all,
-            )
-        except ValueError:
+        for name, value in kept.items():
+            values[name].copy_(value)
+        if kept:
+            logger.info(f"MODEL.WEIGHTS_EXCLUDE: {len(kept)} tensors keep their initial values")
+
+        for names in (incompatible.missing_keys, incompatible.unexpected_keys):
+            # Frozen batch norm does not count batches.
+            names[:] = [x for x in names if not x.endswith(".num_batches_tracked")]
+            names[:] = [x for x in names if not self._is_excluded(x)]
+        shapes = incompatible.incorrect_shapes
+        shapes[:] = [x for x in shapes if not self._is_excluded(x[0])]
+        problem = self._misfit(incompatible)
+        if problem:
             self._log_incompatible_keys(incompatible)  # all of them; the error names the first
-            raise
+            raise ValueError(f"checkpoint {self._file} does not fit the model: {problem}")
         return incompatible
+
+    def _misfit(self, incompatible):
+        """str or None: what is wrong with the names and shapes."""
+        if incompatible.incorrect_shapes:
+            (name, in_checkpoint, in_model), *others = incompatible.incorrect_shapes
+            return (
+                f"{name} has the shape {in_checkpoint} in the checkpoint and {in_model} in the "
+                f"model ({len(others)} more tensors differ){self._how_to_exclude(name)}"
+            )
+        covers = self._layout.covers if self._layout else None
+        missing, unused = incompatible.missing_keys, incompatible.unexpected_keys
+        if not self.require_all:
+            missing = [x for x in missing if covers and x.startswith(covers)]
+        if missing:
+            return (
+                f"{len(missing)} tensors of the model are not in it, the first is {missing[0]}"
+                f"{self._how_to_exclude(missing[0])}"
+            )
+        unused = [x for x in unused if covers and x.startswith(covers)]
+        if unused:
+            return f"{len(unused)} tensors have no place in the model, the first is {unused[0]}"
+        return None
+
+    def _how_to_exclude(self, name):
+        if self.require_all:  # evaluation or a resumed training, where nothing is excluded
+            return ""
+        part = ".".join(name.split(".")[:2])
+        return f". To keep the initial values of a part: MODEL.WEIGHTS_EXCLUDE \"['{part}']\""
+
+    def _is_excluded(self, name):
+        return any(_is_part(name, part) for part in self.exclude)
 
 
 def _older_checkpoints(file):
     """Paths of the checkpoints that were written before `file`, the newest first."""
     folder, name = os.path.split(file)
-    number = re.compile(_NUMBERED)
+    number = re.compile(r"model_(\d{7,})\.pth")
     match = number.fullmatch(name)
     if not match and name != "model_final.pth":
         return []

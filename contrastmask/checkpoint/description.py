@@ -6,7 +6,7 @@ names of the classes, and which of them are base and novel.
 import logging
 import os
 from dataclasses import asdict, dataclass
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -22,7 +22,6 @@ from ..data import (
     set_num_classes,
 )
 from ..data.class_split import BASE_KEY, NOVEL_KEY
-from .layouts import MODEL_ZOO_FILES
 from .reading import read_torch_file
 
 __all__ = [
@@ -75,10 +74,13 @@ class Description:
         return cls(__version__, cfg.dump(), *names)
 
     @classmethod
-    def read(cls, path: str) -> Optional["Description"]:
+    def read(
+        cls, path: str, read: Callable[[str], dict] = read_torch_file
+    ) -> Optional["Description"]:
         """
         Args:
             path: of a checkpoint, also one that only Detectron2's ``PathManager`` knows.
+            read: from the path of a .pth file to its content.
 
         Returns:
             What the checkpoint says about its model; None if it says nothing.
@@ -89,7 +91,7 @@ class Description:
         local = PathManager.get_local_path(path.split("?")[0])
         if not os.path.isfile(local):
             raise FileNotFoundError(f"checkpoint {path} does not exist (see MODEL.WEIGHTS)")
-        content = None if local.endswith(MODEL_ZOO_FILES) else read_torch_file(local)
+        content = None if local.endswith(".pkl") else read(local)
         state = content.get(DESCRIPTION_KEY) if isinstance(content, dict) else None
         if state is None:
             return None
@@ -173,7 +175,12 @@ class Description:
         return found
 
 
-def model_config(config_file: str, opts: Sequence[str] = (), weights: str = "") -> CfgNode:
+def model_config(
+    config_file: str,
+    opts: Sequence[str] = (),
+    weights: str = "",
+    read: Callable[[str], dict] = read_torch_file,
+) -> CfgNode:
     """The config to use a trained model with.
 
     It comes from the checkpoint, if that has one. The classes then do too, and nothing here opens
@@ -183,6 +190,7 @@ def model_config(config_file: str, opts: Sequence[str] = (), weights: str = "") 
         config_file: a YAML file, or its name in ``configs``; "" for the config of the checkpoint.
         opts: KEY VALUE pairs that override either.
         weights: the checkpoint; "" for ``MODEL.WEIGHTS``.
+        read: from the path of a .pth file to its content.
 
     Returns:
         CfgNode: not frozen, with the checkpoint as ``MODEL.WEIGHTS``.
@@ -202,7 +210,7 @@ def model_config(config_file: str, opts: Sequence[str] = (), weights: str = "") 
             "MODEL.WEIGHTS is empty: give the checkpoint of a trained model, such as "
             "model_final.pth in the OUTPUT_DIR of its training"
         )
-    description = Description.read(weights)
+    description = Description.read(weights, read)
     if cfg is None:
         if description is None:
             raise ValueError(

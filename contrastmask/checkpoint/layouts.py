@@ -1,130 +1,59 @@
-"""The layouts that are recognised, and finding which one a file has."""
+"""Names of tensors in the checkpoints of other projects, and their names here."""
 
-import logging
+import re
+from dataclasses import dataclass
+from typing import Callable, Optional, Tuple
 
 import numpy as np
 import torch
 
-from .efficientnet_lite import EFFICIENTNET_LITE
-from .mmdetection import MMDETECTION, check_mmdetection_version
-from .reading import read_pickle_file, read_torch_file
-from .torchvision_resnet import TORCHVISION_RESNET
-
-logger = logging.getLogger(__name__)
-
-LAYOUTS = (MMDETECTION, TORCHVISION_RESNET, EFFICIENTNET_LITE)
-# Endings of the files that `read_model_zoo_file` is for.
-MODEL_ZOO_FILES = (".pkl", ".pyth")
+from .reading import read_pickle_file, read_tensors
 
 
-def find_layout(state_dict):
+@dataclass(frozen=True)
+class Layout:
+    """
+    A way of naming the tensors of a checkpoint.
+
+    Attributes:
+        name: for the log.
+        marks: names of tensors that together tell this layout from others.
+        rename: function of one name to the name in this project's model. Names without a place
+            there are returned as they are, and are reported as unused when they are loaded.
+        covers: prefix of the model's names. Of this part a checkpoint in this layout has to fill
+            every tensor and to leave none over.
+    """
+
+    name: str
+    marks: Tuple[str, ...]
+    rename: Callable[[str], str]
+    covers: str
+
+    def convert(self, state_dict: dict) -> dict:
+        """
+        Args:
+            state_dict (dict[str, Tensor]): in this layout.
+
+        Returns:
+            dict[str, Tensor]: under this project's names; half precision becomes float32.
+
+        Raises:
+            ValueError: if two tensors get one name.
+        """
+        converted = {}
+        for name, value in state_dict.items():
+            new_name = self.rename(name)
+            if new_name in converted:
+                raise ValueError(f"two tensors of the {self.name} layout become {new_name}")
+            converted[new_name] = value.float() if value.is_floating_point() else value
+        return converted
+
+
+def read_weights(path: str) -> Tuple[dict, Optional[Layout]]:
     """
     Args:
-        state_dict (dict[str, Tensor]):
-
-    Returns:
-        Layout: the one of its names, or None for Detectron2's.
-    """
-    return next((x for x in LAYOUTS if x.recognises(state_dict)), None)
-
-
-def unwrap_state_dict(loaded):
-    """
-    Args:
-        loaded (dict): content of a file: a state dict, or one under "model" or "state_dict".
-
-    Returns:
-        dict[str, Tensor or ndarray]: the state dict.
-
-    Raises:
-        ValueError: if there are other things than tensors in it, or it is too old.
-    """
-    if not isinstance(loaded, dict):
-        raise ValueError(f"it holds a {type(loaded).__name__}, not a dict of tensors")
-    if isinstance(loaded.get("state_dict"), dict):
-        check_mmdetection_version(loaded.get("meta"))
-        loaded = loaded["state_dict"]
-    elif isinstance(loaded.get("model"), dict):
-        loaded = loaded["model"]
-    _check_tensors(loaded)
-    return loaded
-
-
-def _check_tensors(state_dict):
-    for name, value in state_dict.items():
-        if not isinstance(name, str):
-            raise ValueError(f"it has an entry {name!r}, which is not the name of a tensor")
-        if not isinstance(value, (torch.Tensor, np.ndarray)):
-            raise ValueError(f"its entry {name!r} is a {type(value).__name__}, not a tensor")
-
-
-def to_project_names(state_dict):
-    """
-    Args:
-        state_dict (dict[str, Tensor]): perhaps with the prefix "module." of data parallel training.
-
-    Returns:
-        tuple[dict[str, Tensor], Layout]: the tensors under this project's names, and the layout
-        they had. For Detectron2's: the same object, and None.
-    """
-    stripped = state_dict
-    if next(iter(state_dict), "").startswith("module."):
-        stripped = {name.removeprefix("module."): v for name, v in state_dict.items()}
-    layout = find_layout(stripped)
-    return (layout.convert(stripped), layout) if layout else (state_dict, None)
-
-
-def read_model_zoo_file(path, trusted=False):
-    """
-    What Detectron2's checkpointer makes of these files, without running code from them.
-
-    Args:
-        path (str): a local file: .pkl of Detectron2's or Caffe2's model zoo, .pyth of pycls.
-        trusted (bool): also read Python objects, which can run code.
-
-    Returns:
-        dict: the tensors or arrays under "model". If "matching_heuristics" is True, names have to
-        be matched with the model's, with special rules if "__author__" is "Caffe2".
-
-    Raises:
-        FileNotFoundError, ValueError: if there is no such file, or it cannot be read.
-    """
-    read = read_pickle_file if path.endswith(".pkl") else read_torch_file
-    loaded = read(path, trusted=trusted)
-    try:
-        if not isinstance(loaded, dict):
-            raise ValueError(f"it holds a {type(loaded).__name__}, not a dict of tensors")
-        loaded = _from_pickle(loaded) if path.endswith(".pkl") else _from_pycls(loaded)
-        _check_tensors(loaded["model"])
-    except ValueError as error:
-        raise ValueError(f"checkpoint {path}: {error}") from error
-    return loaded
-
-
-def _from_pickle(loaded):
-    if isinstance(loaded.get("model"), dict):  # Detectron2's own
-        logger.info(f"Reading a file from {loaded.get('__author__', 'an unknown author')!r}")
-        return loaded
-    blobs = loaded.get("blobs", loaded)
-    if not isinstance(blobs, dict):
-        raise ValueError(f"its entry 'blobs' is a {type(blobs).__name__}, not a dict of tensors")
-    weights = {k: v for k, v in blobs.items() if not str(k).endswith("_momentum")}
-    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-
-
-def _from_pycls(loaded):
-    weights = loaded.get("model_state")
-    if not isinstance(weights, dict):
-        raise ValueError("a .pyth file needs an entry 'model_state', a dict of tensors")
-    weights = {k: v for k, v in weights.items() if not str(k).endswith("num_batches_tracked")}
-    return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
-
-
-def read_weights(path, trusted=False):
-    """
-    Args:
-        path (str): a local file in one of the layouts or in one that Detectron2 loads.
-        trusted (bool): also read Python objects, which can run code.
+        path (str): a local file in one of the layouts or in one that Detectron2 loads. Python
+            objects in it are left out, and none of their code is run.
 
     Returns:
         tuple[dict, Layout]: what a checkpoint in Detectron2's layout has to hold, and the layout
@@ -134,16 +63,150 @@ def read_weights(path, trusted=False):
     Raises:
         FileNotFoundError, ValueError: if there is no such file, or it cannot be read.
     """
-    read = read_model_zoo_file if path.endswith(MODEL_ZOO_FILES) else read_torch_file
-    loaded = read(path, trusted=trusted)
+    loaded = read_pickle_file(path) if path.endswith(".pkl") else read_tensors(path)
     try:
-        weights = unwrap_state_dict(loaded)
-        weights.update({k: torch.as_tensor(v) for k, v in weights.items()})
-        if loaded.get("matching_heuristics") is True:
-            author = str(loaded.get("__author__"))
-            matched = {"model": weights, "__author__": author, "matching_heuristics": True}
-            return matched, None
-        weights, layout = to_project_names(weights)
-        return {"model": weights}, layout
-    except (TypeError, ValueError) as error:  # TypeError: an array of other things than numbers
+        loaded, layout = to_project_names(loaded)
+    except ValueError as error:
         raise ValueError(f"checkpoint {path}: {error}") from error
+    kept = ("model", "__author__", "matching_heuristics")
+    return {key: loaded[key] for key in kept if key in loaded}, layout
+
+
+def to_project_names(loaded: dict) -> Tuple[dict, Optional[Layout]]:
+    """
+    Args:
+        loaded (dict): content of a file: a state dict, or one under "model" or "state_dict", with
+            tensors or arrays, perhaps with the prefix "module." of data parallel training.
+
+    Returns:
+        tuple[dict, Layout]: the content, with tensors under this project's names in "model", and
+        the layout that they had, None for one that Detectron2 loads.
+
+    Raises:
+        ValueError: if there are other things than tensors in it, or if it was written by
+            MMDetection before 2.0, which has the background class first.
+    """
+    weights, meta = loaded, None
+    for key in ("model", "state_dict"):
+        if isinstance(weights.get(key), dict):
+            weights, meta = weights[key], weights.get("meta")
+    version = str(meta.get("mmdet_version")) if isinstance(meta, dict) else ""
+    if re.match(r"[01]\.", version):
+        raise ValueError(
+            f"it was written by MMDetection {version}, whose order of classes is another one; only "
+            "checkpoints of MMDetection 2.0 and later can be loaded"
+        )
+    for name, value in weights.items():
+        if not isinstance(name, str):
+            raise ValueError(f"it has an entry {name!r}, which is not the name of a tensor")
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            weights[name] = torch.as_tensor(value)
+        elif not isinstance(value, torch.Tensor):
+            raise ValueError(f"its entry {name!r} is a {type(value).__name__}, not a tensor")
+
+    stripped = weights
+    if next(iter(weights), "").startswith("module."):
+        stripped = {name.removeprefix("module."): v for name, v in weights.items()}
+    for layout in LAYOUTS:
+        if all(name in stripped for name in layout.marks):
+            return {**loaded, "model": layout.convert(stripped)}, layout
+    return {**loaded, "model": weights}, None
+
+
+def _rename_resnet(name):
+    """From torchvision's ResNet, any depth, width or number of groups, to Detectron2's."""
+    stem = re.fullmatch(r"(conv|bn)1\.(\w+)", name)
+    if stem:
+        return f"stem.conv1.{'norm.' if stem[1] == 'bn' else ''}{stem[2]}"
+    block = re.fullmatch(r"layer(\d+)\.(\d+)\.(conv|bn|downsample\.)(\d+)\.(\w+)", name)
+    if not block:
+        return None  # the ImageNet classifier
+    stage, index, kind, number, field = block.groups()
+    if kind == "downsample.":
+        layer, is_norm = "shortcut", number == "1"
+    else:
+        layer, is_norm = f"conv{number}", kind == "bn"
+    return f"res{int(stage) + 1}.{index}.{layer}.{'norm.' if is_norm else ''}{field}"
+
+
+def _rename_torchvision(name):
+    renamed = _rename_resnet(name)
+    return name if renamed is None else "backbone.bottom_up." + renamed
+
+
+def _rename_efficientnet(name):
+    is_classifier = name.startswith(("_conv_head.", "_bn1.", "_fc."))
+    return name if is_classifier else "backbone.bottom_up.net." + name
+
+
+_BOX_BRANCHES = {"shared_convs": "shared", "cls_convs": "cls_branch", "reg_convs": "reg_branch"}
+
+# Prefixes in MMDetection, the authors' framework -> ours. Lists that count from 0 there count from
+# 1 here, and the levels of the feature pyramid from 2 (their stride is 2 ** level).
+_MMDETECTION_RULES = [
+    (r"neck\.lateral_convs\.(\d+)\.conv\.", lambda m: f"backbone.fpn_lateral{int(m[1]) + 2}."),
+    (r"neck\.fpn_convs\.(\d+)\.conv\.", lambda m: f"backbone.fpn_output{int(m[1]) + 2}."),
+    (r"rpn_head\.rpn_conv\.", "proposal_generator.rpn_head.conv."),
+    (r"rpn_head\.rpn_cls\.", "proposal_generator.rpn_head.objectness_logits."),
+    (r"rpn_head\.rpn_reg\.", "proposal_generator.rpn_head.anchor_deltas."),
+    (
+        r"roi_head\.bbox_head\.(shared_convs|cls_convs|reg_convs)\.(\d+)\.conv\.",
+        lambda m: f"roi_heads.box_head.{_BOX_BRANCHES[m[1]]}.conv{int(m[2]) + 1}.",
+    ),
+    (r"roi_head\.bbox_head\.fc_cls\.", "roi_heads.box_predictor.cls_score."),
+    (r"roi_head\.bbox_head\.fc_reg\.", "roi_heads.box_predictor.bbox_pred."),
+    (
+        r"roi_head\.mask_head\.convs\.(\d+)\.conv\.",
+        lambda m: f"roi_heads.mask_head.convs.mask_fcn{int(m[1]) + 1}.",
+    ),
+    (r"roi_head\.mask_head\.upsample\.", "roi_heads.mask_head.deconv."),
+    (r"roi_head\.mask_head\.conv_logits\.", "roi_heads.mask_head.predictor."),
+    (r"roi_head\.mask_head\.fuseconv\.", "roi_heads.mask_head.fuse."),
+    (
+        r"roi_head\.mask_head\.contrastive_head\.encoder\.(\d+)\.conv\.",
+        lambda m: f"roi_heads.contrastive_head.encoder.conv{int(m[1]) + 1}.",
+    ),
+    (
+        r"roi_head\.mask_head\.contrastive_head\.projector\.(\d+)\.(conv|bn)\.",
+        lambda m: (
+            f"roi_heads.contrastive_head.projector.convs.conv{int(m[1]) + 1}."
+            + ("norm." if m[2] == "bn" else "")
+        ),
+    ),
+    (
+        r"roi_head\.mask_head\.contrastive_head\.projector\.\d+\.(?=weight$|bias$)",
+        "roi_heads.contrastive_head.projector.linear.",
+    ),
+]
+
+
+def _rename_mmdetection(name):
+    if name.startswith("backbone."):
+        renamed = _rename_resnet(name[len("backbone.") :])
+        return name if renamed is None else "backbone.bottom_up." + renamed
+    for pattern, new in _MMDETECTION_RULES:
+        if re.match(pattern, name):
+            return re.sub(pattern, new, name, count=1)
+    return name
+
+
+LAYOUTS = (
+    Layout(
+        "MMDetection detector",
+        marks=("backbone.conv1.weight", "rpn_head.rpn_conv.weight"),
+        rename=_rename_mmdetection,
+        covers="backbone.",
+    ),
+    Layout(
+        "torchvision ResNet",
+        marks=("conv1.weight", "bn1.weight", "layer1.0.conv1.weight"),
+        rename=_rename_torchvision,
+        covers="backbone.bottom_up.",
+    ),
+    Layout(
+        "EfficientNet-Lite (ImageNet)",
+        marks=("_conv_stem.weight", "_blocks.0._bn1.weight"),
+        rename=_rename_efficientnet,
+        covers="backbone.bottom_up.net.",
+    ),
+)

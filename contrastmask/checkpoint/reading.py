@@ -1,15 +1,21 @@
-"""Reading checkpoint files without running code from them, with errors that say what is wrong."""
+"""Reading checkpoint files without running code from them."""
 
-import os
 import pickle
 import zipfile
-from collections import OrderedDict
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-_NUMPY_OBJECTS = {
+# What files of tensors and arrays consist of, beside containers, numbers and strings.
+_ALLOWED = {
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+    ("torch", "Size"),
+    *(("torch._utils", name) for name in ("_rebuild_parameter", "_rebuild_tensor_v2")),
+    *(("torch", name) for name, x in vars(torch).items() if isinstance(x, torch.dtype)),
+}
+_NUMPY_OBJECTS = {  # by their names alone: the modules of some have moved
     "_reconstruct": np.zeros(0).__reduce__()[0],
     "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
     "scalar": np.float32(0).__reduce__()[0],
@@ -19,28 +25,75 @@ _NUMPY_OBJECTS = {
 
 
 class UnreadableCheckpointError(ValueError):
-    """A file is damaged or is no checkpoint. The text names it and the likely cause."""
+    """A file is damaged or is no checkpoint. The text names it."""
 
 
-def read_torch_file(path, trusted=False):
+def read_torch_file(path: str) -> dict:
     """
     Args:
         path (str): a local file written by ``torch.save``.
-        trusted (bool): also read Python objects, which can run code.
 
     Returns:
-        object: what the file holds, tensors on the CPU.
+        dict: what the file holds, tensors on the CPU.
 
     Raises:
         UnreadableCheckpointError: if the file is damaged, is no checkpoint, or holds more than
             tensors and plain containers.
     """
-    _check_beginning(path)
-    with _reading(path, trusted):
-        return torch.load(path, map_location="cpu", weights_only=not trusted)
+    try:
+        with _reading(path):
+            return _checked(torch.load(path, map_location="cpu", weights_only=True))
+    except UnreadableCheckpointError as error:
+        try:
+            read_tensors(path)
+        except UnreadableCheckpointError:
+            raise error from None
+        raise UnreadableCheckpointError(
+            f"checkpoint {path} holds Python objects, which are not read because they can run "
+            f"code. To keep its tensors only: python tools/convert_checkpoint.py {path} "
+            "converted.pth"
+        ) from error
 
 
-def check_checksums(path):
+def read_tensors(path: str) -> dict:
+    """
+    Like :func:`read_torch_file`, for files that also hold Python objects, of whatever package.
+
+    Returns:
+        dict: what the file holds; each of these objects is an empty :class:`Placeholder`.
+    """
+    with _reading(path):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                if any(name.endswith("constants.pkl") for name in file.namelist()):
+                    raise ValueError("it holds a TorchScript program")  # which would be compiled
+        # weights_only=True takes no other unpickler; this one is as strict.
+        return _checked(
+            torch.load(path, map_location="cpu", pickle_module=_TensorsOnly, weights_only=False)
+        )
+
+
+def read_pickle_file(path: str) -> dict:
+    """
+    Args:
+        path (str): a local .pkl file of NumPy arrays, as in Detectron2's model zoo.
+
+    Returns:
+        dict: what the file holds, with a :class:`Placeholder` for everything but containers,
+        numbers, strings and arrays. Tensors are under "model"; if "matching_heuristics" is True,
+        Detectron2 matches their names with the model's.
+
+    Raises:
+        UnreadableCheckpointError: as :func:`read_torch_file`.
+    """
+    with _reading(path), open(path, "rb") as f:
+        loaded = _checked(_Unpickler(f, encoding="latin1").load())
+    if "model" in loaded:
+        return loaded
+    return {"model": loaded, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def check_checksums(path: str) -> None:
     """
     Compare the contents of a .pth file with the checksums in it, which reading alone does not do.
 
@@ -51,57 +104,64 @@ def check_checksums(path):
         UnreadableCheckpointError: naming the file, if a part of it has changed since it was
             written. Files without checksums, of other formats, pass.
     """
-    if not os.path.isfile(path):
-        return
     with _reading(path):
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as file:
-            part = file.testzip()
-    if part:
-        raise UnreadableCheckpointError(
-            f"checkpoint {path} is damaged: {part} in it is not as it was written"
-        )
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                part = file.testzip()
+            if part:
+                raise ValueError(f"{part} in it is not as it was written")
 
 
-def read_pickle_file(path, trusted=False):
-    """
-    Args:
-        path (str): a local .pkl file of NumPy arrays, as in Detectron2's model zoo.
-        trusted (bool): also read Python objects, which can run code.
-
-    Returns:
-        object: what the file holds.
-
-    Raises:
-        UnreadableCheckpointError: as :func:`read_torch_file`.
-    """
-    _check_beginning(path)
-    with _reading(path, trusted), open(path, "rb") as f:
-        return _ArrayUnpickler(f, trusted).load()
+def _checked(loaded):
+    if not isinstance(loaded, dict):
+        raise TypeError(f"it holds a {type(loaded).__name__}, not a dict of tensors")
+    return loaded
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds containers, numbers, strings and NumPy arrays only, unless the file is trusted."""
+class Placeholder:
+    """Stands for an object whose class is not loaded; accepts what a pickle does to one."""
 
-    def __init__(self, file, trusted):
-        super().__init__(file, encoding="latin1")
-        self._trusted = trusted
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, item):
+        pass
+
+    extend = add = append
+
+
+class _Unpickler(pickle.Unpickler):
+    """Loads no class or function but those of tensors and arrays, so a file cannot run code."""
 
     def find_class(self, module, name):
-        if self._trusted:
+        if (module, name) in _ALLOWED:
             return super().find_class(module, name)
-        if module.startswith("numpy") and name in _NUMPY_OBJECTS:
+        if module.partition(".")[0] == "numpy" and name in _NUMPY_OBJECTS:
             return _NUMPY_OBJECTS[name]
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+        return Placeholder
+
+
+class _TensorsOnly:
+    """In place of the module `pickle` in ``torch.load``."""
+
+    Unpickler = _Unpickler
+
+    @staticmethod
+    def load(file, **kwargs):
+        return _Unpickler(file, **kwargs).load()
 
 
 @contextmanager
-def _reading(path, trusted=False):
+def _reading(path):
     """
     Make an UnreadableCheckpointError of what goes wrong inside, whatever it is: damage can raise
     almost anything. Only that a file is missing or may not be read is no damage.
@@ -111,63 +171,7 @@ def _reading(path, trusted=False):
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:
-        raise UnreadableCheckpointError(_explain(path, error, trusted)) from error
-
-
-def _check_beginning(path):
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
-    with open(path, "rb") as f:
-        start = f.read(200)
-    if not start:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise UnreadableCheckpointError(
-            f"checkpoint {path} is an empty file: download or copy it again"
-        )
-    if start.startswith(b"version https://git-lfs"):
-        raise UnreadableCheckpointError(
-            f"checkpoint {path} is a Git LFS pointer, not the file itself: run 'git lfs pull' "
-            "where it was cloned"
-        )
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise UnreadableCheckpointError(
-            f"checkpoint {path} is an HTML page, not a checkpoint: probably a download page or an "
-            "error message was saved under this name. Download the file behind it"
-        )
-
-
-def _explain(path, error, trusted):
-    with open(path, "rb") as f:
-        start = f.read(4)
-    size = os.path.getsize(path)
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if start == b"PK\x03\x04":
-        truncated = not _has_end_of_zip(path)
-    else:
-        words = ("truncated", "unexpected EOF", "Ran out of input", "wrong byte size")
-        truncated = isinstance(error, EOFError) or any(w in str(error) for w in words)
-    if truncated:
-        return (
-            f"checkpoint {path} is incomplete: it ends after {size} bytes. Probably a download or "
-            f"a copy was cut off; fetch it again ({reason})"
-        )
-    if start != b"PK\x03\x04" and not start.startswith(b"\x80"):
-        return f"checkpoint {path} is not a checkpoint: it begins with {start!r} ({reason})"
-    if trusted and isinstance(error, (ImportError, AttributeError)):
-        return (
-            f"checkpoint {path} holds objects of a Python package that is missing here or has "
-            f"another version: install the one it was written with ({reason})"
-        )
-    if isinstance(error, pickle.UnpicklingError) and not trusted:
-        return (
-            f"checkpoint {path} holds Python objects beside tensors, which could run code, and is "
-            "not read. If you trust its source, keep its tensors only: python "
-            f"tools/convert_checkpoint.py --trust-source {path} converted.pth ({reason})"
-        )
-    return f"checkpoint {path} is damaged: fetch it again ({reason})"
-
-
-def _has_end_of_zip(path):
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # there is an end, with wrong contents
-        return True
+            f"checkpoint {path} is damaged, incomplete or no checkpoint ({reason})"
+        ) from error

@@ -15,6 +15,6 @@ from .datasets import (
     to_model_classes,
     training_records,
 )
+from .loader import TrainingLoader, build_training_loader
 from .reading_report import AnnotationFileError
 from .supervision import class_split_from_config
-from .training_loader import TrainingLoader, build_training_loader

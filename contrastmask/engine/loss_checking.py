@@ -10,18 +10,22 @@ from detectron2.utils import comm
 class _LossChecking:
     """
     Stops at a NaN or infinite loss before the optimizer uses its gradient. Each process looks at
-    the losses of its own batch, in every iteration; Detectron2's check of their mean stays.
+    the losses of its own batch; Detectron2's check of their mean stays.
     """
 
-    def __init__(self, model, *args, **kwargs):
+    def __init__(self, model: torch.nn.Module, *args, **kwargs):
         """
         Args:
             model (nn.Module): called with list[dict], Detectron2's form of a batch.
             args, kwargs: as in Detectron2's class.
         """
         super().__init__(model, *args, **kwargs)
-        self._batch = _BatchNames()
-        model.register_forward_pre_hook(self._batch)
+        images = self._images = []  # not `self` in the hook: the model would own its trainer
+
+        def remember(module, inputs):
+            images[:] = [f"{x.get('file_name')} (image id {x.get('image_id')})" for x in inputs[0]]
+
+        model.register_forward_pre_hook(remember)
 
     def run_step(self):
         """
@@ -34,7 +38,7 @@ class _LossChecking:
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"{error}\nIteration {self.iter}, process {comm.get_rank()} of "
-                f"{comm.get_world_size()}. Images of its batch: {self._batch}"
+                f"{comm.get_world_size()}. Images of its batch: {', '.join(self._images)}"
             ) from error
 
     def _write_metrics(self, loss_dict, data_time, *args, **kwargs):
@@ -55,17 +59,3 @@ class LossCheckingAMPTrainer(_LossChecking, AMPTrainer):
     :class:`AMPTrainer` that stops at a loss that is not finite. Infinite gradients, which come from
     the scale of the loss, are still skipped by the gradient scaler.
     """
-
-
-class _BatchNames:
-    """Forward pre-hook of a model that remembers the names of the images it was last given."""
-
-    def __init__(self):
-        self.names = []
-
-    def __call__(self, module, inputs):
-        (batch,) = inputs
-        self.names = [(x.get("file_name"), x.get("image_id")) for x in batch]
-
-    def __str__(self):
-        return ", ".join(f"{name} (image id {image_id})" for name, image_id in self.names)

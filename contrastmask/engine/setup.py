@@ -1,7 +1,11 @@
 """From command line arguments to a config that is ready to use."""
 
+import argparse
 import os
+import tempfile
+from typing import Sequence
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
@@ -10,11 +14,10 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint.description import model_config
 from ..config import get_config, naming_config, use_available_device
 from ..data import register_datasets, set_num_classes
-from ..output import check_output_dir
 from .programs import hide_tracebacks
 
 
-def load_config(config_file, opts=(), *, trained=False):
+def load_config(config_file: str, opts: Sequence[str] = (), *, trained: bool = False) -> CfgNode:
     """
     Args:
         config_file (str): a YAML file, or its name in ``configs``. May be empty for a trained model
@@ -37,7 +40,7 @@ def load_config(config_file, opts=(), *, trained=False):
     return cfg
 
 
-def read_config_file(config_file):
+def read_config_file(config_file: str) -> dict:
     """
     Args:
         config_file (str): a YAML file.
@@ -53,7 +56,7 @@ def read_config_file(config_file):
         return dict(content.items())
 
 
-def setup(args):
+def setup(args: argparse.Namespace) -> CfgNode:
     """
     Config, output folder, logs and seeds of a training or evaluation program.
 
@@ -64,17 +67,32 @@ def setup(args):
         CfgNode: frozen.
 
     Raises:
-        OutputError: if nothing can be written to the output folder.
+        OSError: if files cannot be written to the output folder.
     """
     opts = list(args.opts)
     if args.eval_only and args.resume:
         opts += _last_checkpoint(args.config_file, opts)
     cfg = load_config(args.config_file, opts, trained=args.eval_only)
-    check_output_dir(cfg.OUTPUT_DIR)
+    _check_output_dir(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     hide_tracebacks()
     setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="contrastmask")
+    if comm.get_world_size() > 1 and not torch.cuda.is_available():  # they share the cores
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
     return cfg
+
+
+def _check_output_dir(folder):
+    """Rather now than when the first checkpoint is written."""
+    if "://" in folder:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as f:
+            f.write(bytes(4096))
+    except OSError as error:
+        problem = f"OUTPUT_DIR cannot be written to ({error.strerror}), set another"
+        raise OSError(error.errno, problem, folder) from error
 
 
 def _last_checkpoint(config_file, opts):

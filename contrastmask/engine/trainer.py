@@ -3,10 +3,10 @@
 import logging
 import os
 import weakref
-from contextlib import contextmanager
 
+from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.engine import TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -29,12 +29,11 @@ from ..evaluation import (
 )
 from ..evaluation.report import write_report
 from ..modeling import build_model, freeze_parts
-from ..output import exit_if_not_writable
-from ..solver import build_optimizer
+from .detectron2_0_6 import DefaultTrainer
 from .loss_checking import LossCheckingAMPTrainer, LossCheckingTrainer
-from .metrics_files import ContinueMetrics, LenientWriter
-from .mixed_precision import check_mixed_precision, train_in_bfloat16
-from .seed_steps import SeedSteps
+from .precision import check_precision, train_in_bfloat16
+from .resuming import ContinueMetrics, SeedSteps
+from .solver import build_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +41,16 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """Trains and evaluates what a config describes."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode):
         """
-        Args:
-            cfg (CfgNode):
-
         Raises:
             ValueError: for a mixed precision that does not exist, or not on this device.
         """
-        check_mixed_precision(cfg)
+        check_precision(cfg)
         amp = cfg.SOLVER.AMP
-        # Not DefaultTrainer's: that one chooses the checkpointer, and DDP on GPUs only, itself.
+        self.class_split = class_split_from_config(cfg)
+        # Not DefaultTrainer's, which has no choice of checkpointer, of training step, and of DDP on
+        # CPUs.
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -73,7 +71,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             exclude=cfg.MODEL.WEIGHTS_EXCLUDE,
-            description=Description.of(cfg, class_split_from_config(cfg)),
+            description=Description.of(cfg, self.class_split),
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -85,9 +83,6 @@ class Trainer(DefaultTrainer):
         """Detectron2's hooks, and those that make a resumed training go on exactly."""
         metrics = ContinueMetrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
         return [SeedSteps(self.cfg.SEED), metrics, *super().build_hooks()]
-
-    def build_writers(self):
-        return [LenientWriter(writer, self.cfg.OUTPUT_DIR) for writer in super().build_writers()]
 
     def resume_or_load(self, resume=True):
         """
@@ -105,15 +100,8 @@ class Trainer(DefaultTrainer):
             )
 
     def state_dict(self):
-        """
-        As in Detectron2, and the names of the base classes. 0.6 leaves out the optimizer and the
-        scale of mixed precision.
-        """
-        return {
-            **super().state_dict(),
-            "_trainer": self._trainer.state_dict(),
-            "base_classes": self._base_class_names(),
-        }
+        """As in Detectron2, and the names of the base classes."""
+        return {**super().state_dict(), "base_classes": self._base_class_names()}
 
     def load_state_dict(self, state_dict):
         """
@@ -128,40 +116,17 @@ class Trainer(DefaultTrainer):
                 f"{', '.join(now) or 'no class'}: choose another OUTPUT_DIR, or the classes it "
                 "began with"
             )
-        if "_trainer" not in state_dict:
-            logger.warning("The checkpoint has no state of the optimizer, which starts anew")
-            TrainerBase.load_state_dict(self, state_dict)
-            return
         super().load_state_dict(state_dict)
-        if "load_state_dict" not in vars(DefaultTrainer):  # 0.6
-            self._trainer.load_state_dict(state_dict["_trainer"])
 
     def _base_class_names(self):
-        """list[str]: classes whose masks are learnt from; none where no mask is."""
-        if not self.cfg.MODEL.MASK_ON:
-            return []
-        return list(class_split_from_config(self.cfg).base_names)
-
-    def after_step(self):
-        with self._exit_if_not_writable():
-            super().after_step()
+        """list[str]: classes whose masks are learned from; none where no mask is."""
+        return list(self.class_split.base_names) if self.cfg.MODEL.MASK_ON else []
 
     def after_train(self):
         if self.iter < self.max_iter:  # an error
             # In the last iteration Detectron2 would evaluate now, while other processes wait.
             self.max_iter = max(self.max_iter, self.iter + 2)
-        with self._exit_if_not_writable():
-            super().after_train()
-
-    @contextmanager
-    def _exit_if_not_writable(self):
-        stopped = f"Training stopped in iteration {self.iter}"
-        try:
-            with exit_if_not_writable(self.cfg.OUTPUT_DIR, stopped):
-                yield
-        except SystemExit as message:
-            logger.error(message)  # the end of the program prints it, this keeps it
-            raise
+        super().after_train()
 
     @classmethod
     def build_model(cls, cfg):

@@ -637,27 +637,21 @@ TABLE = {
     ),
     # Checkpoints
     "weights: missing": Row(Weights("no.pth", None), r"no\.pth does not exist \(see MODEL.WEIGHTS"),
-    "weights: empty file": Row(Weights("a.pth", b""), r"a\.pth is an empty file"),
-    "weights: empty .pkl": Row(Weights("a.pkl", b""), r"a\.pkl is an empty file"),
-    "weights: Git LFS pointer": Row(
-        Weights("a.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n"),
-        r"a\.pth is a Git LFS pointer.*git lfs pull",
-    ),
+    "weights: empty file": Row(Weights("a.pth", b""), r"a\.pth is damaged"),
+    "weights: empty .pkl": Row(Weights("a.pkl", b""), r"a\.pkl is damaged"),
     "weights: web page": Row(
-        Weights("a.pth", b"\n<!DOCTYPE html>\n<html><body>404</body></html>"), r"a\.pth is an HTML"
+        Weights("a.pth", b"\n<!DOCTYPE html>\n<html><body>404</body></html>"), r"a\.pth is damaged"
     ),
-    "weights: text": Row(Weights("a.pth", b"not a checkpoint at all"), r"a\.pth is not a check"),
-    "weights: text as .pkl": Row(Weights("a.pkl", b"not a checkpoint"), r"a\.pkl is not a check"),
-    "weights: a fiftieth": Row(Weights("a.pth", cut(0.02)), r"a\.pth is incomplete.*cut off"),
-    "weights: half": Row(Weights("a.pth", cut(0.5)), r"a\.pth is incomplete.*cut off"),
-    "weights: almost all": Row(Weights("a.pth", cut(0.99)), r"a\.pth is incomplete.*cut off"),
+    "weights: text": Row(Weights("a.pth", b"not a checkpoint at all"), r"a\.pth is damaged"),
+    "weights: text as .pkl": Row(Weights("a.pkl", b"not a checkpoint"), r"a\.pkl is damaged"),
+    "weights: a fiftieth": Row(Weights("a.pth", cut(0.02)), r"a\.pth is damaged"),
+    "weights: half": Row(Weights("a.pth", cut(0.5)), r"a\.pth is damaged"),
+    "weights: almost all": Row(Weights("a.pth", cut(0.99)), r"a\.pth is damaged"),
     "weights: half of the old format": Row(
-        Weights("a.pth", cut(0.5, _use_new_zipfile_serialization=False)), r"a\.pth is incomplete"
+        Weights("a.pth", cut(0.5, _use_new_zipfile_serialization=False)), r"a\.pth is damaged"
     ),
     "weights: overwritten": Row(Weights("a.pth", overwritten), r"a\.pth"),
-    "weights: a tensor": Row(
-        Weights("a.pth", torch.zeros(3)), r"a\.pth holds a Tensor, not a dict"
-    ),
+    "weights: a tensor": Row(Weights("a.pth", torch.zeros(3)), r"a\.pth.*holds a Tensor"),
     "weights: other shape": Row(
         Weights("a.pth", {"model": {"weight": torch.rand(5, 3), "bias": torch.rand(2)}}),
         r"a\.pth.*weight.*5.*3",
@@ -668,18 +662,10 @@ TABLE = {
     "weights: a number for a name": Row(
         Weights("a.pth", {"model": {7: torch.zeros(3)}}), r"a\.pth: it has an entry 7"
     ),
-    "weights: .pyth without model_state": Row(
-        Weights("a.pyth", {"model": {}}), r"a\.pyth: a .pyth file needs an entry 'model_state'"
-    ),
-    "weights: a list as .pyth": Row(Weights("a.pyth", [1]), r"a\.pyth: it holds a list"),
-    "weights: a list as .pkl": Row(
-        Weights("a.pkl", pickle.dumps([1])), r"a\.pkl: it holds a list, not a dict"
-    ),
+    "weights: of pycls": Row(Weights("a.pyth", {"model_state": {}}), r"a\.pyth.*pycls"),
+    "weights: a list as .pkl": Row(Weights("a.pkl", pickle.dumps([1])), r"a\.pkl.*holds a list"),
     "weights: text in a .pkl": Row(
         Weights("a.pkl", pickle.dumps({"model": {"weight": "x"}})), r"a\.pkl: .*'weight' is a str"
-    ),
-    "weights: .pkl with a list of blobs": Row(
-        Weights("a.pkl", pickle.dumps({"blobs": [1]})), r"a\.pkl: its entry 'blobs' is a list"
     ),
     "weights: right": Row(
         Weights("a.pth", {"model": {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}}),

@@ -10,7 +10,6 @@ from torch import nn
 
 from contrastmask import atomic_files
 from contrastmask.checkpoint import ContrastMaskCheckpointer
-from contrastmask.output import OutputError
 
 
 @pytest.fixture
@@ -45,25 +44,18 @@ def test_full_disk_leaves_everything_as_it_was(folder, monkeypatch):
     checkpointer = ContrastMaskCheckpointer(nn.Linear(1, 1), str(folder))
     fill_disk(monkeypatch)
     for name in ("model_0000003", "model_0000002"):  # a new file and one that exists
-        with pytest.raises(OutputError) as error:
+        with pytest.raises(OSError, match=f"No space left.*{name}.pth'"):
             checkpointer.save(name)
-        message = str(error.value)
-        assert f"{name}.pth could not be written: No space left on device" in message
-        assert "Free some space" in message and "model_0000002.pth" in message
         assert contents(folder) == before
 
 
-def test_torch_hides_the_reason(tmp_path, monkeypatch):
+def test_torch_hides_the_reason(tmp_path):
     """torch.save raises RuntimeError where the file it writes to raises OSError."""
-
-    class FullDisk:
-        def open(self, *args, **kwargs):
-            return open("/dev/full", "wb", buffering=0)
-
+    (tmp_path / "model.pth.unfinished").symlink_to("/dev/full")
     checkpointer = ContrastMaskCheckpointer(nn.Linear(100, 100), str(tmp_path))
-    monkeypatch.setattr(checkpointer, "path_manager", FullDisk())
-    with pytest.raises(OutputError, match="No space left on device.*There is no earlier one"):
+    with pytest.raises(OSError, match="No space left.*model.pth'"):
         checkpointer.save("model")
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_errors_of_saving_are_not_hidden(tmp_path):
@@ -75,24 +67,12 @@ def test_other_errors_of_saving_are_not_hidden(tmp_path):
         ContrastMaskCheckpointer(Broken(1, 1), str(tmp_path)).save("model")
 
 
-def test_what_a_killed_process_left_is_removed_at_the_next_save(folder):
-    (folder / "model_0000009.pth.unfinished").write_bytes(b"half")
+def test_what_a_killed_process_left_is_overwritten(folder):
+    (folder / "model_0000003.pth.unfinished").write_bytes(b"half")
     assert resume(folder) == 2
     ContrastMaskCheckpointer(nn.Linear(1, 1), str(folder)).save("model_0000003")
-    assert not (folder / "model_0000009.pth.unfinished").exists()
+    assert not list(folder.glob("*.unfinished"))
     assert (folder / "last_checkpoint").read_text() == "model_0000003.pth"
-
-
-def test_files_of_others_stay(folder):
-    """Tools may be writing them at this moment."""
-    names = ["masks.json", "converted.pth", "model_a.pth", "last_checkpoint.json", "model_final"]
-    for name in names:
-        (folder / f"{name}.unfinished").write_bytes(b"half")
-    for name in ("last_checkpoint", "model_final.pth"):
-        (folder / f"{name}.unfinished").write_bytes(b"half")
-    ContrastMaskCheckpointer(nn.Linear(1, 1), str(folder)).save("model_0000003")
-    left = {p.name.removesuffix(".unfinished") for p in folder.glob("*.unfinished")}
-    assert left == set(names)
 
 
 def damage(path, how):
@@ -113,9 +93,8 @@ def test_damaged_checkpoint(folder, how, caplog):
     """The one before it is used, and the log says so."""
     damage(folder / "model_0000002.pth", how)
     assert resume(folder) == 1
-    assert "Cannot resume from the checkpoint" in caplog.text
-    assert "model_0000002.pth" in caplog.text
-    assert "Resumed from the older checkpoint" in caplog.text
+    assert "Cannot resume: checkpoint " in caplog.text and "model_0000002.pth" in caplog.text
+    assert f"older checkpoint {folder / 'model_0000001.pth'}" in caplog.text
     damage(folder / "model_0000001.pth", "cut off")
     assert resume(folder) == 0
 
@@ -147,7 +126,7 @@ def test_only_older_checkpoints_take_its_place(folder):
 def test_no_checkpoint_is_good(folder):
     for i in range(3):
         damage(folder / f"model_{i:07d}.pth", "cut off")
-    with pytest.raises(ValueError, match="model_0000002.pth is incomplete.*no older.*--resume"):
+    with pytest.raises(ValueError, match="model_0000002.pth.*last_checkpoint.*--resume"):
         resume(folder)
 
 

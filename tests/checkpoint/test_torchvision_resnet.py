@@ -6,7 +6,7 @@ from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.file_io import PathManager
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from contrastmask.checkpoint.torchvision_resnet import weights_url
+from contrastmask.checkpoint.handlers import weights_url
 
 # Depth -> blocks of the four stages
 BLOCKS = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}
@@ -57,7 +57,7 @@ def test_log_and_wrong_depth(narrow_cfg, load, tmp_path, caplog):
     assert "has the layout torchvision ResNet" in caplog.text
     assert "fc.{bias, weight}" in caplog.text  # unused
     assert "roi_heads.box_predictor.cls_score" in caplog.text  # missing
-    with pytest.raises(ValueError, match=r"res4\.6\..*MODEL.RESNETS.DEPTH"):
+    with pytest.raises(ValueError, match=r"a\.pth.*res4\.6\."):
         load(build_model(narrow_cfg(*widths, "MODEL.RESNETS.DEPTH", 101)), tmp_path / "a.pth")
 
 

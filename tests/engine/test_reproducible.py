@@ -8,7 +8,6 @@ import small_model
 import torch
 
 from contrastmask.engine import Trainer, load_config
-from contrastmask.seeding import seed_everything, seeded
 
 
 @pytest.fixture(scope="module")
@@ -62,29 +61,3 @@ def test_fifty_iterations_of_the_quickstart(data, tmp_path):
     first, second = (losses([*where, *small], tmp_path / x, 50) for x in ("1", "2"))
     assert [iteration for _, iteration in first["total_loss"]] == list(range(50))
     assert first == second
-
-
-def numbers():
-    return random.random(), np.random.rand(), float(torch.rand(()))
-
-
-def test_seeds_follow_from_the_whole_key():
-    def after(*key):
-        seed_everything(*key)
-        return numbers()
-
-    keys = [(0, 1, 2), (1, 1, 2), (0, 2, 1), (0, 1, 3), (0, 1), (0, 2**40, 2)]
-    assert len({after(*key) for key in keys}) == len(keys)
-    assert after(3, 4) == after(3, 4)
-
-
-def test_numbers_inside_do_not_disturb_those_outside():
-    seed_everything(1)
-    expected = numbers()
-    seed_everything(1)
-    with pytest.raises(KeyError), seeded(2):
-        inside = numbers()
-        raise KeyError
-    assert numbers() == expected != inside
-    with seeded(2):
-        assert numbers() == inside

@@ -4,16 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import interruption
 import pytest
 import small_model
 import torch
 
-from contrastmask.data import build_training_loader
-from contrastmask.engine import Trainer, load_config, seed_steps
-
-KINDS = ["training", "writing", "training", "training"]
+from contrastmask.engine import Trainer, load_config, resuming
+from contrastmask.engine.resuming import ContinueMetrics
 
 
 def train_twice(folder, kills, *opts):
@@ -42,7 +41,7 @@ def assert_same_checkpoint(one, two):
     assert any("/optimizer/state/" in name for name in one)
     for name, value in one.items():
         same = torch.equal(value, two[name]) if torch.is_tensor(value) else value == two[name]
-        assert same, name
+        assert same, f"{name} differs after the interruptions"
 
 
 def iterations(folder):
@@ -51,11 +50,11 @@ def iterations(folder):
 
 
 def test_killed_twice(tmp_path):
-    """With the same results, to the last bit, as without. Processes are forked to save time."""
-    opts = ["--fork", "SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    """With the same results, to the last bit, as without."""
+    opts = ["SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "2"]
     whole, killed, met = train_twice(tmp_path, ["writing", "training"], *opts)
     assert [x["kind"] for x in met] == ["writing", "training"]
-    assert met[0] == {**met[0], "writing": ["model_0000001.pth.unfinished"], "last": None}
+    assert met[0]["writing"] == ["model_0000001.pth.unfinished"] and met[0]["last"] is None
     assert_same_checkpoint(whole, killed)
     assert iterations(whole) == iterations(killed)
     assert not list(killed.glob("*.unfinished"))
@@ -64,11 +63,12 @@ def test_killed_twice(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_killed_twenty_times(tmp_path, workers):
-    """Started anew each time; the data loader has no or one process of its own."""
+    """The data loader has no or one process of its own."""
     opts = ["--longest-delay", "9", "SOLVER.MAX_ITER", "90", "SOLVER.CHECKPOINT_PERIOD", "3"]
     opts += ["DATALOADER.NUM_WORKERS", workers]
-    whole, killed, met = train_twice(tmp_path, [*KINDS, "starting"] * 4, *opts)
-    assert len(met) == 20, "the training ended before the last kill"
+    kinds = ["training", "writing", "training", "training", "starting"] * 4
+    whole, killed, met = train_twice(tmp_path, kinds, *opts)
+    assert len(met) == 20 and None not in met, "the training ended before the last kill"
     assert any(x["writing"] for x in met)
     assert_same_checkpoint(whole, killed)
     assert iterations(whole) == iterations(killed)
@@ -77,64 +77,107 @@ def test_killed_twenty_times(tmp_path, workers):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume_data")
-    small_model.write_data(folder)
+    small_model.write_data(folder, num_images=2)
     return folder
 
 
-def config(data, output, *opts):
-    name = f"resume data {data.name}"
-    opts = [*small_model.options(data, name), "INPUT.MIN_SIZE_TRAIN", "(48,)", *opts]
-    opts += ["SOLVER.IMS_PER_BATCH", "1", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8"]
-    return load_config(small_model.CONFIG_FILE, [*opts, "OUTPUT_DIR", str(output)])
+@pytest.fixture
+def make_trainer(data, tmp_path):
+    """Function: overrides -> trainer with the output folder `tmp_path`."""
+
+    def make(*opts):
+        opts = [*small_model.options(data, f"resume data {data.name}"), *opts]
+        opts += ["SOLVER.IMS_PER_BATCH", "1", "OUTPUT_DIR", str(tmp_path)]
+        return Trainer(load_config(small_model.CONFIG_FILE, opts))
+
+    return make
 
 
-def test_a_random_seed_is_kept(data, tmp_path):
-    cfg = config(data, tmp_path, "SEED", "-1")
-    trainer = Trainer(cfg)
-    seeds = trainer.state_dict()["hooks"]["SeedSteps"]
+def test_a_random_seed_is_kept(make_trainer):
+    trainer, resumed = make_trainer("SEED", "-1"), make_trainer("SEED", "-1")
+    seed = trainer.state_dict()["hooks"]["SeedSteps"]
+    assert resumed.state_dict()["hooks"]["SeedSteps"] != seed
     trainer.checkpointer.save("model_0000001")
-    resumed = Trainer(cfg)
-    assert resumed.state_dict()["hooks"]["SeedSteps"] != seeds
     resumed.resume_or_load(resume=True)
-    assert resumed.state_dict()["hooks"]["SeedSteps"] == seeds
+    assert resumed.state_dict()["hooks"]["SeedSteps"] == seed
 
 
-def test_another_seed_is_reported(data, tmp_path, caplog, monkeypatch):
-    Trainer(config(data, tmp_path, "SEED", "4")).checkpointer.save("model_0000001")
-    resumed = Trainer(config(data, tmp_path, "SEED", "5"))
-    monkeypatch.setattr(seed_steps.logger, "propagate", True)
+def test_another_seed_is_reported(make_trainer, caplog, monkeypatch):
+    make_trainer("SEED", "4").checkpointer.save("model_0000001")
+    monkeypatch.setattr(resuming.logger, "propagate", True)
+    make_trainer("SEED", "4").resume_or_load(resume=True)
+    assert not caplog.text
+    resumed = make_trainer("SEED", "5")
     resumed.resume_or_load(resume=True)
     assert "SEED is 5, but the training began with 4" in caplog.text
+    assert resumed.state_dict()["hooks"]["SeedSteps"] == {"seed": 5}
 
 
-def test_other_base_classes_are_an_error(data, tmp_path):
+def test_other_base_classes_are_an_error(make_trainer):
     """Their masks would have been seen, and count as novel in the evaluation."""
-    Trainer(config(data, tmp_path)).checkpointer.save("model_0000001")
-    Trainer(config(data, tmp_path)).resume_or_load(resume=True)
-    other = Trainer(config(data, tmp_path, "DATASETS.BASE_CLASSES", "['crescent']"))
-    with pytest.raises(ValueError, match="OUTPUT_DIR .* began with .*BASE_CLASSES now .*crescent"):
+    base = ["DATASETS.BASE_CLASSES", "['star', 'crescent']"]
+    make_trainer(*base).checkpointer.save("model_0000001")
+    make_trainer(*base).resume_or_load(resume=True)
+    same = make_trainer("DATASETS.BASE_CLASSES", "['crescent', 'star']")
+    same.resume_or_load(resume=True)
+    other = make_trainer("DATASETS.BASE_CLASSES", "['ring', 'crescent']")  # as many
+    with pytest.raises(ValueError, match="OUTPUT_DIR.*star.*BASE_CLASSES.*ring"):
         other.resume_or_load(resume=True)
+    without_masks = make_trainer("MODEL.MASK_ON", "False", *base)
+    with pytest.raises(ValueError, match="OUTPUT_DIR.*star.*BASE_CLASSES.*no class"):
+        without_masks.resume_or_load(resume=True)
 
 
-def test_processes_with_different_checkpoints(data, tmp_path, monkeypatch):
-    trainer = Trainer(config(data, tmp_path))
+def test_processes_with_different_checkpoints(make_trainer, monkeypatch):
+    trainer = make_trainer()
     monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda x: [x, x + 20])
-    with pytest.raises(ValueError, match=r"from iterations \[0, 20\].*the same folder"):
+    with pytest.raises(ValueError, match=r"\[0, 20\].*OUTPUT_DIR"):
         trainer.resume_or_load(resume=True)
 
 
-def test_first_batch_of_a_resumed_training(data, tmp_path):
-    """The loader skips, without a look at them, the images of the first iterations."""
-    cfg = config(data, tmp_path)
-    batches = iter(build_training_loader(cfg, lambda d: d["file_name"]))
-    expected = [next(batches) for _ in range(5)][-1]
-    trainer = Trainer(cfg)
-    read = []
-    trainer._trainer.data_loader = build_training_loader(
-        cfg, lambda d: read.append(d["file_name"]) or d["file_name"]
-    )
-    trainer.start_iter = 4
-    for hook in trainer._hooks:
-        if isinstance(hook, seed_steps.SeedSteps):
-            hook.before_train()
-    assert next(iter(trainer.data_loader)) == expected == read
+def lines(*iterations):
+    return "".join(json.dumps({"iteration": i, "loss": 1.0}) + "\n" for i in iterations)
+
+
+def continue_metrics(path, start_iter):
+    """As a training does that begins with an iteration: its writer has opened the file before."""
+    with open(path, "a") as open_file:
+        hook = ContinueMetrics(str(path))
+        hook.trainer = SimpleNamespace(start_iter=start_iter)
+        hook.before_train()
+        open_file.write(lines(start_iter + 1))
+
+
+@pytest.mark.parametrize(
+    "before, start, after",
+    [
+        (lines(19, 39, 59), 40, lines(19, 39)),
+        (lines(19, 39, 40), 40, lines(19, 39)),
+        (lines(19, 39, 59) + '{"iteration": 7', 40, lines(19, 39)),
+        (lines(19, 39) + '{"iteration": 5', 40, lines(19, 39)),
+        (lines(19, 39) + '{"iteration": 5}', 40, lines(19, 39)),
+        (lines(19, 39) + "[5]\n{}\n", 40, lines(19, 39)),
+        (lines(19, 39), 40, lines(19, 39)),
+        # An earlier training in the same folder.
+        (lines(19, 39, 59) + lines(19, 39), 20, lines(19, 39, 59) + lines(19)),
+        ("", 40, ""),
+    ],
+)
+def test_metrics_of_a_resumed_training(tmp_path, before, start, after):
+    path = tmp_path / "metrics.json"
+    path.write_text(before)
+    continue_metrics(path, start)
+    assert path.read_text() == after + lines(start + 1)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_metrics_of_an_earlier_training(tmp_path):
+    """A training from the beginning does not go on in the file of another one."""
+    path = tmp_path / "metrics.json"
+    for iteration in (0, 8, 9):
+        continue_metrics(path, 0)
+        path.write_text(path.read_text() + lines(iteration))
+    assert path.read_text() == lines(1, 9)
+    assert (tmp_path / "metrics_earlier_1.json").read_text() == lines(1, 0)
+    assert (tmp_path / "metrics_earlier_2.json").read_text() == lines(1, 8)
+    assert len(list(tmp_path.iterdir())) == 3

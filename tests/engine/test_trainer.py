@@ -9,7 +9,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from contrastmask.data import check_supervision
 from contrastmask.data.tta_mapper import TTAMapper
 from contrastmask.engine import Trainer, load_config
-from contrastmask.solver import build_optimizer
+from contrastmask.engine.solver import build_optimizer
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,12 @@
 import functools
 
 import torch
+from detectron2.config import CfgNode
 
 PRECISIONS = ("float16", "bfloat16")
 
 
-def check_mixed_precision(cfg):
+def check_precision(cfg: CfgNode) -> None:
     """
     Args:
         cfg (CfgNode): ``SOLVER.AMP`` and ``MODEL.DEVICE`` are used.
@@ -26,7 +27,7 @@ def check_mixed_precision(cfg):
         )
 
 
-def train_in_bfloat16(model):
+def train_in_bfloat16(model: torch.nn.Module) -> None:
     """
     Let a model compute its losses under bfloat16 autocast. It needs no scale of the loss, because
     bfloat16 has the range of float32. In evaluation the model computes as before.

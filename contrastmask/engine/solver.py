@@ -1,19 +1,17 @@
 """Optimizers: Detectron2's SGD, or AdamW with a slower backbone."""
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
 
-def build_optimizer(cfg, model):
+def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     """
     Args:
         cfg (CfgNode): ``SOLVER.OPTIMIZER`` chooses; see the config for the keys used.
         model (nn.Module): its parameters; those whose names begin with "backbone.bottom_up." learn
             with ``SOLVER.BACKBONE_MULTIPLIER`` times the rate.
-
-    Returns:
-        torch.optim.Optimizer
 
     Raises:
         ValueError: for an unknown ``SOLVER.OPTIMIZER``.
@@ -32,20 +30,13 @@ def build_optimizer(cfg, model):
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
     )
-    backbone = {
-        id(p) for name, p in model.named_parameters() if name.startswith("backbone.bottom_up.")
-    }
+    in_backbone = {p: n.startswith("backbone.bottom_up.") for n, p in model.named_parameters()}
     split = []
     for group in groups:
-        group = {k: v for k, v in group.items() if k != "param_names"}
-        slow = [p for p in group["params"] if id(p) in backbone]
-        fast = [p for p in group["params"] if id(p) not in backbone]
-        rate = group.get("lr", cfg.SOLVER.BASE_LR)
-        if fast:
-            split.append({**group, "params": fast})
-        if slow:
-            slow_rate = rate * cfg.SOLVER.BACKBONE_MULTIPLIER
-            split.append({**group, "params": slow, "lr": slow_rate})
+        for slow, factor in ((False, 1.0), (True, cfg.SOLVER.BACKBONE_MULTIPLIER)):
+            params = [p for p in group["params"] if in_backbone[p] == slow]
+            if params:
+                split.append({**group, "params": params, "lr": group["lr"] * factor})
     optimizer = torch.optim.AdamW(
         split, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
     )

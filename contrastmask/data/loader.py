@@ -1,0 +1,163 @@
+"""Batches and random numbers of training that depend on the seed and the iteration only."""
+
+import itertools
+import random
+from typing import Callable, Iterator
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
+from detectron2.data.build import trivial_batch_collator
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .datasets import forget_annotations, training_records
+
+__all__ = ["TrainingLoader", "build_training_loader"]
+
+# What random numbers are for: the first number of the key that they follow from.
+_SAMPLER, _WORKERS, _EXAMPLE, _STEP = range(4)
+
+
+def build_training_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> "TrainingLoader":
+    """
+    Args:
+        cfg (CfgNode): its sampler, batch size, grouping and workers are used as in Detectron2's
+            ``build_detection_train_loader``.
+        mapper (callable): from the dict of an image in Detectron2's format to a training example.
+
+    Returns:
+        TrainingLoader: for this process.
+    """
+    seed = max(cfg.SEED, 0)
+    state = np.random.get_state()
+    np.random.seed(_words(_SAMPLER, seed)[1])  # RandomSubsetTrainingSampler draws its subset
+    parts = build_detection_train_loader.from_config(
+        cfg, mapper=mapper, dataset=training_records(cfg)
+    )
+    np.random.set_state(state)
+    loader = TrainingLoader(
+        parts["dataset"],
+        parts["mapper"],
+        parts["sampler"],
+        total_batch_size=parts["total_batch_size"],
+        aspect_ratio_grouping=parts["aspect_ratio_grouping"],
+        num_workers=parts["num_workers"],
+        seed=seed,
+    )
+    forget_annotations()  # the loader has a compact copy
+    return loader
+
+
+class TrainingLoader:
+    """
+    Endless batches, of the same images as from Detectron2's loader, that can begin at any
+    iteration and do not depend on the number of workers.
+
+    Which images form a batch follows from the order of the sampler and the sizes of the images, so
+    past batches are counted off without reading an image. The random numbers of an example
+    (augmentation) follow from the seed and its place in the stream of all processes. With each
+    batch the generators of Python, NumPy and PyTorch are seeded for the training step that uses
+    it, from the seed, the process and the iteration.
+    """
+
+    def __init__(
+        self,
+        dataset: list,
+        mapper: Callable[[dict], dict],
+        sampler: Sampler,
+        *,
+        total_batch_size: int,
+        aspect_ratio_grouping: bool = True,
+        num_workers: int = 0,
+        seed: int = 0,
+    ):
+        """
+        Args:
+            dataset (list[dict]): images in Detectron2's format.
+            mapper (callable): from one of these dicts to a training example.
+            sampler (Sampler): one of Detectron2's samplers for training; yields, for this process,
+                an endless stream of indices of `dataset`.
+            total_batch_size (int): images in a batch of all processes together.
+            aspect_ratio_grouping (bool): no batch mixes images that are wider than high with
+                others.
+            num_workers (int): processes that load images; 0 for none but this one.
+            seed (int): >= 0.
+
+        Raises:
+            ValueError: if the batch cannot be divided among the processes.
+        """
+        world_size = comm.get_world_size()
+        if total_batch_size <= 0 or total_batch_size % world_size:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH is {total_batch_size}, which {world_size} processes cannot "
+                "share equally"
+            )
+        self._batch_size = total_batch_size // world_size
+        self._groups = bytes(
+            aspect_ratio_grouping and d.get("width", 0) > d.get("height", 0) for d in dataset
+        )
+        self._dataset = _SeededDataset(MapDataset(DatasetFromList(dataset, copy=False), mapper))
+        self._sampler = sampler
+        self._num_workers = num_workers
+        self.begin_at(0, seed)
+
+    def begin_at(self, iteration: int, seed: int) -> None:
+        """
+        Must be called before the first batch is asked for.
+
+        Args:
+            iteration (int): of the first batch.
+            seed (int): of the order of images, the augmentation and the training steps, >= 0.
+        """
+        self._iteration = iteration
+        self._seed = self._dataset.seed = seed
+        self._sampler._seed = seed  # no sampler of Detectron2 has a public way
+
+    def __iter__(self) -> Iterator[list]:
+        loader = DataLoader(
+            self._dataset,
+            batch_sampler=itertools.islice(self._plan(), self._iteration, None),
+            num_workers=self._num_workers,
+            collate_fn=trivial_batch_collator,
+        )
+        for iteration, batch in enumerate(loader, self._iteration):
+            _seed_everything(_STEP, self._seed, comm.get_rank(), iteration)
+            yield batch
+
+    def _plan(self):
+        """Yields for each batch of this process the places in the stream and the indices."""
+        places = itertools.count(comm.get_rank(), comm.get_world_size())
+        filling = [], []
+        for place, index in zip(places, self._sampler):
+            batch = filling[self._groups[index]]
+            batch.append((place, index))
+            if len(batch) == self._batch_size:
+                yield batch[:]
+                batch.clear()
+
+
+class _SeededDataset(Dataset):
+    """Examples by (place in the stream, index)."""
+
+    def __init__(self, examples):
+        self.examples = examples
+        self.seed = 0
+
+    def __getitem__(self, place_and_index):
+        place, index = place_and_index
+        _seed_everything(_EXAMPLE, self.seed, place)
+        return self.examples[index]
+
+
+def _seed_everything(*key):
+    """Seed Python, NumPy and PyTorch, on all devices, from numbers >= 0."""
+    words = _words(*key)
+    random.seed(words[0])
+    np.random.seed(words[1])
+    torch.manual_seed(words[2])
+
+
+def _words(*key):
+    return np.random.SeedSequence(key).generate_state(3).tolist()

@@ -1,0 +1,49 @@
+"""
+What Detectron2 0.6 lacks and its main branch has. To drop 0.6, delete this file and import
+``launch`` and ``DefaultTrainer`` from ``detectron2.engine``.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2 import engine
+from detectron2.utils import comm
+
+_IS_0_6 = "state_dict" not in vars(engine.DefaultTrainer)
+
+
+class _DefaultTrainer(engine.DefaultTrainer):
+    """Checkpoints with the optimizer and the scale of mixed precision."""
+
+    def state_dict(self):
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+
+def _launch(main_func, num_gpus, num_machines=1, machine_rank=0, dist_url=None, args=()):
+    """Several processes without GPUs, which talk through gloo."""
+    if torch.cuda.is_available() or num_gpus * num_machines <= 1:
+        engine.launch(main_func, num_gpus, num_machines, machine_rank, dist_url, args)
+    else:
+        worker_args = (main_func, num_gpus, num_machines, machine_rank, dist_url, args)
+        mp.spawn(_cpu_worker, nprocs=num_gpus, args=worker_args)
+
+
+def _cpu_worker(local_rank, main_func, num_local, num_machines, machine_rank, dist_url, args):
+    first = machine_rank * num_local
+    world_size = num_machines * num_local
+    dist.init_process_group("gloo", dist_url, world_size=world_size, rank=first + local_rank)
+    # Detectron2 has to know which processes are on this machine.
+    for begin in range(0, world_size, num_local):
+        group = dist.new_group(list(range(begin, begin + num_local)))
+        if begin == first:
+            comm._LOCAL_PROCESS_GROUP = group
+    comm.synchronize()
+    main_func(*args)
+
+
+DefaultTrainer = _DefaultTrainer if _IS_0_6 else engine.DefaultTrainer
+launch = _launch if _IS_0_6 else engine.launch
