@@ -1,5 +1,6 @@
 """Shared pieces of the tests."""
 
+import os
 import zlib
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from detectron2.utils.events import EventStorage
 from contrastmask import add_contrastmask_config
 
 REFERENCE_DIR = Path(__file__).parent / "reference"
+# Programs that tests start use this checkout, whatever is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 
 @pytest.fixture
