@@ -1,15 +1,18 @@
 #!/usr/bin/env python
 """Package description. docs/INSTALL.md explains the pinned environment of the project."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+
 setup(
     name="contrastmask",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', (ROOT / "contrastmask/__init__.py").read_text())[1],
     description="Partially-supervised instance segmentation with ContrastMask, for Detectron2",
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     classifiers=[
@@ -19,7 +22,11 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     packages=find_packages(include=["contrastmask", "contrastmask.*"]),
-    package_data={"contrastmask.evaluation": ["*.html"]},
+    # contrastmask/configs is a link to configs/, whose files go into the package.
+    package_data={
+        "contrastmask": ["py.typed", "configs/**/*.yaml"],
+        "contrastmask.evaluation": ["*.html"],
+    },
     python_requires=">=3.10",
     # Two things are needed and not listed, because pip would install the wrong one:
     # - Detectron2 (0.6 or later), which is not on the package registry under its name;

@@ -1,11 +1,12 @@
-"""Finding the project's configs by name."""
+"""The configs that come with the project, found by name."""
 
 import difflib
 from pathlib import Path
 
 __all__ = ["config_path"]
 
-_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# A link to configs/ in a checkout, a folder in an installed package.
+_CONFIGS = (Path(__file__).parent / "configs").resolve()
 
 
 def config_path(name: str) -> str:
@@ -15,15 +16,16 @@ def config_path(name: str) -> str:
             "COCO/contrastmask_R_50_FPN_3x_voc2nonvoc.yaml".
 
     Returns:
-        Path of the file.
+        Path of the file. A path that exists comes before a name, and is returned as it is.
 
     Raises:
-        FileNotFoundError: if there is no such file; it names similar configs.
+        FileNotFoundError: if there is neither; it names similar configs.
     """
-    for path in (Path(name), _CONFIGS / name):
-        if path.is_file():
-            return str(path)
-    known = [x.relative_to(_CONFIGS).as_posix() for x in sorted(_CONFIGS.rglob("*.yaml"))]
-    close = difflib.get_close_matches(name, known, n=3)
+    if Path(name).is_file():
+        return str(name)
+    if (_CONFIGS / name).is_file():
+        return str(_CONFIGS / name)
+    known = sorted(path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.rglob("*.yaml"))
+    close = difflib.get_close_matches(str(name), known)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise FileNotFoundError(f"there is no such file, and no config of this name{hint}")
+    raise FileNotFoundError(f"no config file and no config of the project is named {name!r}{hint}")

@@ -20,23 +20,21 @@ import logging
 import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from detectron2.utils.logger import setup_logger
+from PIL import Image
+from tqdm import tqdm
 
-from detectron2.utils.logger import setup_logger  # noqa: E402
-from PIL import Image  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from contrastmask.data.images import ImageFileError  # noqa: E402
-from contrastmask.engine.programs import (  # noqa: E402
+from contrastmask.data.images import ImageFileError
+from contrastmask.engine.programs import (
     add_model_arguments,
     build_predictor,
     parse_args,
     program,
 )
-from contrastmask.inference.explanation_maps import adding_enhanced_maps  # noqa: E402
-from contrastmask.visualization.explanation import draw_explanation  # noqa: E402
-from contrastmask.visualization.figure import save_png  # noqa: E402
-from contrastmask.visualization.overlays import draw_detections  # noqa: E402
+from contrastmask.inference.explanation_maps import adding_enhanced_maps
+from contrastmask.visualization.explanation import draw_explanation
+from contrastmask.visualization.figure import save_png
+from contrastmask.visualization.overlays import draw_detections
 
 logger = logging.getLogger("contrastmask.demo")
 

@@ -1,5 +1,8 @@
 """Shared pieces of the tests."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,11 @@ from detectron2.config import get_cfg
 from detectron2.utils.logger import _LOG_COUNTER
 
 from contrastmask import add_contrastmask_config
+
+# Programs that tests start use this checkout, whatever is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 
 @pytest.fixture(autouse=True)

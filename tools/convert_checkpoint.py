@@ -19,15 +19,12 @@ import os
 import sys
 
 import torch
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-
-from detectron2.modeling import build_model  # noqa: E402
-from detectron2.utils.file_io import PathManager  # noqa: E402
-from detectron2.utils.logger import setup_logger  # noqa: E402
-
-from contrastmask.atomic_files import write_whole  # noqa: E402
-from contrastmask.checkpoint import (  # noqa: E402
+from contrastmask.atomic_files import write_whole
+from contrastmask.checkpoint import (
     DESCRIPTION_KEY,
     ContrastMaskCheckpointer,
     Description,
@@ -36,8 +33,8 @@ from contrastmask.checkpoint import (  # noqa: E402
     read_tensors,
     read_weights,
 )
-from contrastmask.config import use_available_device  # noqa: E402
-from contrastmask.engine.programs import parse_args, program  # noqa: E402
+from contrastmask.config import use_available_device
+from contrastmask.engine.programs import parse_args, program
 
 logger = logging.getLogger("contrastmask.convert_checkpoint")
 

@@ -8,21 +8,18 @@ Draw a trained model's predictions on images of its test data, beside the ground
 
 import argparse
 import logging
-import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from detectron2.utils.logger import setup_logger
 
-from detectron2.utils.logger import setup_logger  # noqa: E402
-
-from contrastmask.data import check_classes, register_datasets, test_records  # noqa: E402
-from contrastmask.engine.programs import (  # noqa: E402
+from contrastmask.data import check_classes, register_datasets, test_records
+from contrastmask.engine.programs import (
     add_model_arguments,
     build_predictor,
     parse_args,
     program,
 )
-from contrastmask.visualization.prediction_sheet import (  # noqa: E402
+from contrastmask.visualization.prediction_sheet import (
     select_records,
     write_sheet,
 )

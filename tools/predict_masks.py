@@ -17,17 +17,15 @@ import logging
 import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from detectron2.utils.logger import setup_logger
 
-from detectron2.utils.logger import setup_logger  # noqa: E402
-
-from contrastmask.engine.programs import (  # noqa: E402
+from contrastmask.engine.programs import (
     add_model_arguments,
     build_predictor,
     parse_args,
     program,
 )
-from contrastmask.inference import complete_masks, read_masks  # noqa: E402
+from contrastmask.inference import complete_masks, read_masks
 
 _EXIT_SKIPPED = 3
 _EXIT_NOT_COMPARED = 4

@@ -17,11 +17,10 @@ import os
 import sys
 
 _ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
-sys.path.insert(0, _ROOT)
 
-from detectron2.utils.logger import setup_logger  # noqa: E402
+from detectron2.utils.logger import setup_logger
 
-from contrastmask.study import (  # noqa: E402
+from contrastmask.study import (
     format_study,
     load_study,
     plot_study,

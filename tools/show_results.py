@@ -3,13 +3,10 @@
 
 import argparse
 import json
-import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-
-from contrastmask.engine.programs import program  # noqa: E402
-from contrastmask.evaluation import format_results_table, read_results_json  # noqa: E402
+from contrastmask.engine.programs import program
+from contrastmask.evaluation import format_results_table, read_results_json
 
 
 @program
