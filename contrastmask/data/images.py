@@ -113,10 +113,11 @@ class ImageReader:
             raise ValueError(f"INPUT.GRAY_RANGE is {gray_range}: give two levels, black and white")
         return cls(format or cfg.INPUT.FORMAT, gray_range, cfg.INPUT.MAX_IMAGE_PIXELS)
 
-    def __call__(self, path: str) -> np.ndarray:
+    def __call__(self, path: str, image_id=None) -> np.ndarray:
         """
         Args:
             path (str): image file.
+            image_id (int or str): its id in the annotation file, if there is one.
 
         Returns:
             array: (H, W, 3) uint8, turned as the image's EXIF orientation says.
@@ -124,7 +125,7 @@ class ImageReader:
         Raises:
             ImageFileError: if the file is missing, damaged, or of a kind that cannot be used.
         """
-        with naming_image(path):
+        with naming_image(path, image_id):
             with self._pixel_limit(), PathManager.open(path, "rb") as f, Image.open(f) as image:
                 return self.convert(image)
 

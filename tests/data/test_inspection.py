@@ -7,6 +7,7 @@ from annotation_samples import IMAGE_SIZES, SQUARE, make_annotation, make_conten
 from PIL import Image
 
 from contrastmask.data.class_split import ClassSplit
+from contrastmask.data.images import ImageReader
 from contrastmask.data.inspection import inspect_annotation_file
 
 
@@ -104,13 +105,13 @@ def test_all_problems_are_found_at_once(paths, tmp_path):
         "a polygon must be numbers of pixels": ["annotation 7 (image 7), got 'null'"],
         "the size": ["annotation 8 (image 7), got [30, 20]"],
         f"missing image file in '{folder}'"[:52]: ["none.png"],
-        "image file that cannot be read": [errors["image file that cannot be read"][0]],
+        "image file that cannot be used": [errors["image file that cannot be used"][0]],
         "image file of another size than the annotations say": [
             f"image 10, got {folder}/turned.png: 30 x 20, not 20 x 30"
         ],
         "it has no 'file_name'": ["image 11"],
     }
-    assert "damaged.png" in errors["image file that cannot be read"][0]
+    assert "damaged.png" in errors["image file that cannot be used"][0]
     assert {k.split(",")[0][:40]: v for k, v in warnings.items()} == {
         "mask that does not fit its box": ["annotation 1 (image 7)"],
         "box without area": ["annotation 2 (image 7)"],
@@ -151,8 +152,9 @@ def test_image_turned_by_exif(paths, tmp_path, size, number):
 def test_gray_levels_of_16_bits(paths, tmp_path):
     json_file, folder = paths(make_content([make_annotation(1)]))
     Image.fromarray(np.full((26, 18), 40_000, np.uint16)).save(tmp_path / "images" / "a.png")
+    reader = ImageReader("RGB", gray_range=[0, 65535])
     assert "GRAY_RANGE" in str(found(inspect_annotation_file(json_file, folder), "error"))
-    assert not inspect_annotation_file(json_file, folder, gray_range=[0, 65535]).report.errors
+    assert not inspect_annotation_file(json_file, folder, reader=reader).report.errors
 
 
 def test_file_that_cannot_be_read(paths):

@@ -6,11 +6,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, build_detection_train_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 
+from contrastmask.config import default_config
 from contrastmask.data import TrainingLoader, build_training_loader
 
 SIZES = [(40, 30), (30, 40), (20, 20)]
@@ -133,7 +133,8 @@ def cfg():
     name = "test_loader"
     content = [{"file_name": f"{i}.png", "width": 3, "height": 2} for i in range(40)]
     DatasetCatalog.register(name, lambda: content)
-    cfg = get_cfg()
+    MetadataCatalog.get(name).thing_classes = ["cat"]
+    cfg = default_config()
     cfg.DATASETS.TRAIN = (name,)
     cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
@@ -143,6 +144,7 @@ def cfg():
     cfg.SEED = 3
     yield cfg
     DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
 
 
 def test_loader_of_a_config(cfg):
