@@ -14,7 +14,13 @@ from detectron2.utils.file_io import PathManager
 
 from .. import __version__
 from ..config import default_config, get_config, merge_overrides, naming_config
-from ..data import ClassSplit, class_split_from_config, register_datasets, resolve_class_split
+from ..data import (
+    AnnotationFileError,
+    ClassSplit,
+    class_split_from_config,
+    register_datasets,
+    resolve_class_split,
+)
 from ..data.class_split import BASE_KEY, NOVEL_KEY
 from ..data.supervision import class_names_of
 from .layouts import MODEL_ZOO_FILES
@@ -240,7 +246,12 @@ def model_class_split(cfg: CfgNode) -> ClassSplit:
     if not cfg.DATASETS.TRAIN:
         raise ValueError(f"The names of the classes are not known: set {CLASSES_KEY}")
     register_datasets(cfg)
-    return class_split_from_config(cfg, cfg.DATASETS.TRAIN[0])
+    try:
+        return class_split_from_config(cfg, cfg.DATASETS.TRAIN[0])
+    except (AnnotationFileError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{error}. Without the training data, name the classes in {CLASSES_KEY} and {BASE_KEY}"
+        ) from error
 
 
 def check_class_names(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
