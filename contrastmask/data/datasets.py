@@ -138,7 +138,8 @@ def annotations_of(dataset_name: str) -> Optional[Annotations]:
         Annotations or None: what its annotation file holds, read once in this process; None for a
         dataset that :func:`register_coco_format` did not register.
     """
-    DatasetCatalog.get(dataset_name)
+    if dataset_name in DatasetCatalog:
+        DatasetCatalog.get(dataset_name)
     known = _read.get(dataset_name)
     return known[1] if known else None
 

@@ -8,7 +8,6 @@ from contrastmask import __version__, get_config
 from contrastmask.checkpoint import (
     ContrastMaskCheckpointer,
     Description,
-    check_class_names,
     model_class_split,
     model_config,
 )
@@ -240,20 +239,3 @@ def test_damaged_description(save):
     path = save(config="MODEL: [")
     with pytest.raises(ValueError, match="model_0000007.pth"):
         model_config("", [], path)
-
-
-def test_order_of_classes(tmp_path):
-    """Classes are numbered by ascending category id."""
-    small_model.write_odd_data(tmp_path)
-    opts = small_model.options(tmp_path, "order_of_classes")
-    from contrastmask.engine import load_config
-
-    cfg = load_config(CONFIG, opts).clone()
-    cfg.defrost()
-    check_class_names(cfg, cfg.DATASETS.TEST)  # nobody has said what they should be
-    names = sorted(small_model.IDS, key=small_model.IDS.get)
-    cfg.DATASETS.CLASS_NAMES = names
-    check_class_names(cfg, cfg.DATASETS.TEST)
-    cfg.DATASETS.CLASS_NAMES = [*names[:3], names[4], names[3], *names[5:]]
-    with pytest.raises(ValueError, match=f"Class 3 .*{names[4]}.*{names[3]}.*order_of_classes"):
-        check_class_names(cfg, cfg.DATASETS.TEST)
