@@ -2,9 +2,12 @@
 
 import os
 import re
+import struct
+import unicodedata
 from collections import defaultdict
 from contextlib import contextmanager
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from itertools import takewhile
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from urllib.parse import unquote
 
 import numpy as np
@@ -14,7 +17,7 @@ from detectron2.data.detection_utils import (
     convert_PIL_to_numpy,
 )
 from detectron2.utils.file_io import PathManager
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 __all__ = [
     "ImageFileError",
@@ -27,6 +30,10 @@ __all__ = [
 
 # EXIF orientations that swap height and width.
 _TURNED = (5, 6, 7, 8)
+# How Pillow finds EXIF and XMP data in the chunks of a PNG file.
+_PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+# Label Studio puts such a prefix before the names of uploaded files.
+_UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
 
 
 class ImageFileError(ValueError):
@@ -58,7 +65,7 @@ def read_header(path: str, allow_deep: bool = True) -> ImageHeader:
             if not allow_deep:
                 _check_gray_levels(image)
             width, height = image.size
-            orientation = _exif_orientation(image)
+            orientation = _exif_orientation(image) if _has_metadata(image, f) else 1
         size = (width, height) if orientation in _TURNED else (height, width)
         return ImageHeader(size, orientation)
 
@@ -68,6 +75,21 @@ def _exif_orientation(image: Image.Image) -> int:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # as Detectron2 does for damaged EXIF data
         return 1
+
+
+def _has_metadata(image: Image.Image, file) -> bool:
+    """Whether looking for an orientation is worth it: for a PNG, Pillow then reads all pixels."""
+    if not isinstance(image, PngImagePlugin.PngImageFile):
+        return True
+    position, found = file.tell(), False
+    file.seek(8)
+    while not found and len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        start = kind + file.read(min(length, 32)) if kind != b"IDAT" else b""
+        found = start.startswith(_PNG_METADATA[0]) or start[4:].startswith(_PNG_METADATA[1:])
+        file.seek(length + 4 - max(len(start) - 4, 0), os.SEEK_CUR)
+    file.seek(position)
+    return found
 
 
 def _check_gray_levels(image: Image.Image) -> None:
@@ -174,8 +196,9 @@ class ImageFolder:
 
         Returns:
             str or None: path of the file. If there is none of this name, it is the one file in the
-            folder, or below it, with the same last part: after backslashes or a slash, without
-            URL escapes, in upper or lower case. None if there is none, or more than one.
+            folder, or below it, with the same last part: after backslashes or a slash, without URL
+            escapes, query, or Label Studio's prefix, in upper or lower case, and however accents
+            are encoded. None if there is none, or more than one that fits equally well.
             str: "" for the very name, else how the file was found.
         """
         if self._exists(name):
@@ -184,9 +207,13 @@ class ImageFolder:
             if self._exists(other):
                 return os.path.join(self.root, other), "file name with backslashes or URL escapes"
         last = unquote(re.split(r"[/\\]|\?d=", name)[-1])
-        paths = self._files().get(last.lower(), [])
-        if len(paths) > 1:  # names that differ in upper and lower case only
-            paths = [x for x in paths if os.path.basename(x) == last] or paths
+        paths: List[str] = []
+        for other in (last, last.split("?")[0], _UPLOAD_PREFIX.sub("", last, count=1)):
+            paths = paths or self._files().get(_without_case(other), [])
+        if len(paths) > 1:  # the folders before it tell, or upper and lower case
+            wanted = unquote(name.replace("\\", "/")).split("/")
+            paths = _best(paths, lambda path: _common_end(path.split(os.sep), wanted))
+            paths = _best(paths, lambda path: os.path.basename(path) == last)
         found = paths[0] if len(paths) == 1 else None
         return found, "image found by the last part of its file name"
 
@@ -203,5 +230,20 @@ class ImageFolder:
             self._by_last_part = defaultdict(list)
             for folder, _, files in os.walk(self.root):
                 for file in files:
-                    self._by_last_part[file.lower()].append(os.path.join(folder, file))
+                    self._by_last_part[_without_case(file)].append(os.path.join(folder, file))
         return self._by_last_part
+
+
+def _best(paths: List[str], score: Callable[[str], int]) -> List[str]:
+    scores = [score(path) for path in paths]
+    return [path for path, value in zip(paths, scores) if value == max(scores)]
+
+
+def _common_end(a: List[str], b: List[str]) -> int:
+    """How many of the last parts of two paths are equal."""
+    pairs = zip(reversed(a), reversed(b))
+    return len(list(takewhile(lambda x: _without_case(x[0]) == _without_case(x[1]), pairs)))
+
+
+def _without_case(name: str) -> str:
+    return unicodedata.normalize("NFC", name).lower()
