@@ -1,12 +1,15 @@
 """Mistakes in nearly all annotations of a file, proved by geometry: one error, not thousands."""
 
-from typing import List, Optional
+from typing import Callable, Collection, Dict, List, Optional, Tuple
 
 import numpy as np
 
+from .images import ImageHeader
 from .reading_report import ReadingReport
 
-__all__ = ["check_geometry"]
+__all__ = ["BOXES_FROM_MASKS", "check_geometry", "is_rectangle", "true_image_sizes"]
+
+BOXES_FROM_MASKS = "DATASETS.BOXES_FROM_MASKS True"
 
 # A mistake counts if it is in more than half of the annotations, and in so many.
 _MIN_NUMBER = 3
@@ -17,6 +20,8 @@ _NO_OVERLAP = 0.3
 # A mask fits its box if their sides differ by at most this.
 _SLACK_PIXELS = 2
 _SLACK_FRACTION = 0.1
+# Of the corners of a rectangle, in pixels.
+_ROUNDING = 0.01
 # Values of DATASETS.BOX_FORMAT: how XYXY comes from the four numbers of each row.
 _READINGS = {
     "xywh": lambda b: np.hstack([b[:, :2], b[:, :2] + b[:, 2:]]),
@@ -60,10 +65,14 @@ def check_geometry(
     if options.boxes_from_masks:
         has_box &= ~masked
     num_empty = int(drawn.sum() - masked.sum())
-    both = has_box & masked
+    # Boxes without width or height say nothing beside a mask, which takes their place.
+    has_box &= ~masked | (boxes[:, 2:] != 0).all(axis=1)
+    both, alone = has_box & masked, has_box & ~masked
+    in_masks = _problem_of_fractions("masks", extents[drawn], sizes[drawn])
+    remedy = f", or set {BOXES_FROM_MASKS}" if masked.any() and not in_masks else ""
     problem = (
-        _problem_of_fractions("boxes", boxes[has_box], sizes[has_box])
-        or _problem_of_fractions("masks", extents[drawn], sizes[drawn])
+        _problem_of_fractions("boxes", boxes[has_box], sizes[has_box], remedy)
+        or in_masks
         or _problem_of_empty_masks(num_empty, int(drawn.sum()))
     )
     fits = {name: _fits(read(boxes[both]), extents[both]) for name, read in _READINGS.items()}
@@ -71,6 +80,7 @@ def check_geometry(
         problem = _problem_of_masks(fits, boxes[both], extents[both], options.box_format)
     elif not problem:
         problem = _problem_of_borders(boxes[has_box], sizes[has_box], options.box_format)
+    problem = problem or _problem_of_places(boxes[alone], sizes[alone], options.box_format)
     if problem:
         report.error(problem)
         return False
@@ -80,13 +90,72 @@ def check_geometry(
     return True
 
 
+def is_rectangle(polygon: List[float]) -> bool:
+    """Whether a polygon x, y, x, y, ... is an upright rectangle, such as a box drawn as a mask."""
+    if len(polygon) not in (8, 10):
+        return False
+    xs, ys = polygon[::2], polygon[1::2]
+    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+    off_x = max(min(x - left, right - x) for x in xs)
+    off_y = max(min(y - top, bottom - y) for y in ys)
+    corners = {(x - left < right - x, y - top < bottom - y) for x, y in zip(xs, ys)}
+    return max(off_x, off_y) <= _ROUNDING and len(corners) == 4
+
+
+def true_image_sizes(
+    corners: List[list],
+    sizes: List[tuple],
+    header_of: Callable[[int], Optional[ImageHeader]],
+    fixed: Collection[int] = (),
+) -> Dict[int, Tuple[int, int]]:
+    """Sizes in an annotation file that its boxes and the image files prove wrong.
+
+    Args:
+        corners: how far annotations reach in each of M images, [x, y] in pixels.
+        sizes: (height, width) of these images in the annotation file.
+        header_of: header of an image file, by index; None where it cannot be read.
+        fixed: images whose size in the annotation file is sure.
+
+    Returns:
+        dict: index -> height and width of the image file. If most images whose annotations reach
+        out of the stated size, and whose file has another one, are such that annotations fit the
+        file, it holds these and all others that fit their file better than the stated size. Else
+        it is empty: annotations may have been drawn on an image that was resized later.
+    """
+
+    def other_size(index: int, is_proof: bool) -> Optional[Tuple[int, int]]:
+        header = header_of(index)
+        is_other = header is not None and header.size != tuple(sizes[index])
+        # A small object fits an image however it is turned.
+        return header.size if is_other and (is_proof or header.orientation == 1) else None
+
+    def fits(index: int, size: Tuple[int, int]) -> bool:
+        x, y = corners[index]
+        return x <= size[1] + _SLACK_PIXELS and y <= size[0] + _SLACK_PIXELS
+
+    limits = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)[:, ::-1] + _SLACK_PIXELS
+    outside = np.flatnonzero((np.reshape(corners, (-1, 2)) > limits).any(axis=1)).tolist()
+    outside = [k for k in outside if k not in fixed]
+    found = {k: size for k in outside if (size := other_size(k, True))}
+    proved = {k: size for k, size in found.items() if fits(k, size)}
+    if len(proved) <= len(found) / 2:
+        return {}
+    for k in set(range(len(sizes))).difference(outside, fixed):
+        size = other_size(k, False)
+        if size and fits(k, size):
+            proved[k] = size
+    return proved
+
+
 def _inside(corners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """(N,) bool: whether boxes (N, 4) XYXY have some area in their images (N, 2)."""
     high = np.minimum(corners[:, 2:], sizes[:, ::-1])
     return (high > np.maximum(corners[:, :2], 0)).all(axis=1)
 
 
-def _problem_of_fractions(what: str, coordinates: np.ndarray, sizes: np.ndarray) -> str:
+def _problem_of_fractions(
+    what: str, coordinates: np.ndarray, sizes: np.ndarray, remedy: str = ""
+) -> str:
     """Whether coordinates (N, 4) are fractions of the sides of the images (N, 2)."""
     small = (coordinates >= 0).all(axis=1) & (coordinates <= 1).all(axis=1)
     small &= (sizes > 2).all(axis=1)
@@ -94,7 +163,7 @@ def _problem_of_fractions(what: str, coordinates: np.ndarray, sizes: np.ndarray)
         return ""
     return (
         f"the {what} of {small.sum()} of {len(small)} annotations lie between 0 and 1: they are "
-        "fractions of the image. Multiply x by the width and y by the height of the image"
+        f"fractions of the image. Multiply x by the width and y by the height of the image{remedy}"
     )
 
 
@@ -116,7 +185,7 @@ def _problem_of_masks(fits, boxes, extents, box_format) -> str:
     text = f"{num_misfits} of {total} masks do not fit their boxes ({_IN_WORDS[box_format]})"
     likely = max((x for x in _READINGS if x != box_format), key=lambda name: fits[name].sum())
     number = int(fits[likely].sum())
-    from_masks = "DATASETS.BOXES_FROM_MASKS True, which takes boxes from masks"
+    from_masks = f"{BOXES_FROM_MASKS}, which takes boxes from masks"
     if number > total / 2:
         return (
             f"{text}; read as {_IN_WORDS[likely]}, {number} would. Set DATASETS.BOX_FORMAT "
@@ -153,6 +222,17 @@ def _problem_of_borders(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -
                 f"DATASETS.BOX_FORMAT {name}"
             )
     return ""
+
+
+def _problem_of_places(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -> str:
+    """Whether boxes that no mask could replace are in other units, or of other images."""
+    number = len(boxes) - int(_inside(_READINGS[box_format](boxes), sizes).sum())
+    if not _is_most(number, len(boxes)):
+        return ""
+    return (
+        f"{number} of {len(boxes)} boxes ({_IN_WORDS[box_format]}) without a mask have no area in "
+        "their image: are they in pixels of these images?"
+    )
 
 
 def _is_most(number: int, total: int) -> bool:
