@@ -176,6 +176,9 @@ def _add_dataset_config(cfg):
     cfg.DATASETS.BOX_FORMAT = "xywh"
     # In files of COCO_FORMAT, take the box of every annotation that has a mask from the mask.
     cfg.DATASETS.BOXES_FROM_MASKS = False
+    # What polygons that are upright rectangles mean in files of COCO_FORMAT: "masks", or "boxes",
+    # which VIA and Roboflow write as polygons too; such annotations then have no mask.
+    cfg.DATASETS.BOX_MASKS = "masks"
 
 
 def _add_input_config(cfg):

@@ -1,13 +1,23 @@
 import json
+import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
-from annotation_samples import IMAGE_SIZES, SQUARE, make_annotation, make_content, make_rle
+from annotation_samples import (
+    HEIGHT,
+    IMAGE_SIZES,
+    OTHER_HEIGHT,
+    SQUARE,
+    make_annotation,
+    make_content,
+    make_rle,
+)
 from PIL import Image
 
 from contrastmask.data.class_split import ClassSplit
-from contrastmask.data.images import ImageReader
+from contrastmask.data.images import ImageReader, read_headers
 from contrastmask.data.inspection import inspect_annotation_file
 
 
@@ -112,7 +122,7 @@ def test_all_problems_are_found_at_once(paths, tmp_path):
         "it has no 'file_name'": ["image 11"],
     }
     assert "damaged.png" in errors["image file that cannot be used"][0]
-    assert {k.split(",")[0][:40]: v for k, v in warnings.items()} == {
+    assert {k.split(",")[0].split(":")[0][:40]: v for k, v in warnings.items()} == {
         "mask that does not fit its box": ["annotation 1 (image 7)"],
         "box without area": ["annotation 2 (image 7)"],
         "box outside of its image": ["annotation 3 (image 7)"],
@@ -147,6 +157,39 @@ def test_image_turned_by_exif(paths, tmp_path, size, number):
     if not number:
         (where,) = [v for k, v in warnings.items() if "EXIF" in k]
         assert where == ["image 3"]
+
+
+def test_png_headers_are_read_without_pixels(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    paths = [str(tmp_path / name) for name in ("plain.png", "turned.png")]
+    Image.new("RGB", (18, 26)).save(paths[0])
+    Image.new("RGB", (18, 26)).save(paths[1], exif=exif)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", pytest.fail)
+    assert read_headers(paths) == [((26, 18), 1, "RGB"), ((18, 26), 8, "RGB")]
+
+
+@pytest.mark.parametrize("off, is_error", [(1, False), (2, True)])
+@pytest.mark.parametrize("has_rle", [False, True])
+def test_sizes_off_by_a_pixel(paths, off, is_error, has_rle):
+    content = make_content([make_annotation(1), make_annotation(2, bbox=[4, 3, 8, 7])])
+    content["images"][0]["height"] = HEIGHT + off
+    if has_rle:
+        content["annotations"][1]["segmentation"] = make_rle(True, HEIGHT + off)
+        content["annotations"][1]["bbox"] = [5, 4, 8, 5]
+    inspection = inspect_annotation_file(*paths(content))
+    assert bool(inspection.report.errors) == (is_error or has_rle)
+    if not inspection.report.errors:
+        ((what, entries),) = found(inspection, "repaired").items()
+        assert "pixel" in what and entries == ["image 7"]
+        assert [x["height"] for x in inspection.records] == [OTHER_HEIGHT, HEIGHT]
+
+
+def test_classes_are_shown_with_their_full_names(paths):
+    content = make_content([make_annotation(1)])
+    content["categories"][1]["name"], content["categories"][2]["name"] = "the cat", "the eel"
+    table = inspect_annotation_file(*paths(content)).table_of_findings()
+    assert "'the cat', 'the eel'" in table
 
 
 def test_gray_levels_of_16_bits(paths, tmp_path):
