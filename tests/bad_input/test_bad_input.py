@@ -3,8 +3,8 @@
 import pickle
 import struct
 import zlib
-
 from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -358,9 +358,7 @@ TABLE = {
     "category_id is text": Row(
         second("category_id", "40"), repaired("'category_id' as text", sound)
     ),
-    "category_id true": Row(
-        second("category_id", True), "annotation 2 .*category_id .*; got True"
-    ),
+    "category_id true": Row(second("category_id", True), "annotation 2 .*category_id .*; got True"),
     "iscrowd is text": Row(second("iscrowd", "0"), repaired("'iscrowd'", sound)),
     "iscrowd 2": Row(second("iscrowd", 2), "annotation 2 .*'iscrowd' must be 0 or 1; got 2"),
     "iscrowd true, with polygons": Row(second("iscrowd", True), named("crowd (iscrowd 1)", 2)),

@@ -1,6 +1,4 @@
 import json
-import struct
-import zlib
 
 import cv2
 import numpy as np
