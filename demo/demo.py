@@ -21,20 +21,18 @@ import logging
 import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from detectron2.utils.logger import setup_logger
+from PIL import Image
+from tqdm import tqdm
 
-from detectron2.utils.logger import setup_logger  # noqa: E402
-from PIL import Image  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from contrastmask.data import class_split_from_config  # noqa: E402
-from contrastmask.data.images import ImageFileError, read_image  # noqa: E402
-from contrastmask.engine import load_config  # noqa: E402
-from contrastmask.inference import load_model, predict  # noqa: E402
-from contrastmask.inference.enhanced_maps import adding_enhanced_maps  # noqa: E402
-from contrastmask.visualization.explanation import draw_explanation  # noqa: E402
-from contrastmask.visualization.figure import save_png  # noqa: E402
-from contrastmask.visualization.overlays import draw_detections  # noqa: E402
+from contrastmask.data import class_split_from_config
+from contrastmask.data.images import ImageFileError, read_image
+from contrastmask.engine import load_config
+from contrastmask.inference import load_model, predict
+from contrastmask.inference.enhanced_maps import adding_enhanced_maps
+from contrastmask.visualization.explanation import draw_explanation
+from contrastmask.visualization.figure import save_png
+from contrastmask.visualization.overlays import draw_detections
 
 logger = logging.getLogger("contrastmask.demo")
 

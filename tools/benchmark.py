@@ -14,18 +14,17 @@ import logging
 import os
 import sys
 
-ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
-sys.path.insert(0, ROOT)
+import torch
 
-import torch  # noqa: E402
-
-from contrastmask.benchmark import (  # noqa: E402
+from contrastmask.benchmark import (
     PARTS,
     Settings,
     describe_machine,
     keep_freed_memory,
 )
-from contrastmask.benchmark.tables import format_rows  # noqa: E402
+from contrastmask.benchmark.tables import format_rows
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 
 
 def parse_args(argv=None):

@@ -11,19 +11,15 @@ Converting is optional: MODEL.WEIGHTS takes all of these layouts as they are.
 import argparse
 import logging
 import os
-import sys
 
 import torch
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-
-from detectron2.modeling import build_model  # noqa: E402
-from detectron2.utils.file_io import PathManager  # noqa: E402
-from detectron2.utils.logger import setup_logger  # noqa: E402
-
-from contrastmask.atomic_files import write_whole  # noqa: E402
-from contrastmask.checkpoint import ContrastMaskCheckpointer, read_weights  # noqa: E402
-from contrastmask.engine import load_config  # noqa: E402
+from contrastmask.atomic_files import write_whole
+from contrastmask.checkpoint import ContrastMaskCheckpointer, read_weights
+from contrastmask.engine import load_config
 
 logger = logging.getLogger("contrastmask.convert_checkpoint")
 

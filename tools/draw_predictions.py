@@ -3,18 +3,14 @@
 
 import argparse
 import logging
-import os
-import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from detectron2.data import DatasetCatalog
+from detectron2.utils.logger import setup_logger
 
-from detectron2.data import DatasetCatalog  # noqa: E402
-from detectron2.utils.logger import setup_logger  # noqa: E402
-
-from contrastmask.data import class_split_from_config  # noqa: E402
-from contrastmask.engine import load_config  # noqa: E402
-from contrastmask.inference import load_model, predict  # noqa: E402
-from contrastmask.visualization.prediction_sheet import (  # noqa: E402
+from contrastmask.data import class_split_from_config
+from contrastmask.engine import load_config
+from contrastmask.inference import load_model, predict
+from contrastmask.visualization.prediction_sheet import (
     select_records,
     write_sheet,
 )

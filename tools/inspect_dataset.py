@@ -12,26 +12,24 @@ import argparse
 import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.utils.logger import setup_logger
 
-from detectron2.config import get_cfg  # noqa: E402
-from detectron2.data import MetadataCatalog  # noqa: E402
-from detectron2.utils.logger import setup_logger  # noqa: E402
-
-from contrastmask import add_contrastmask_config  # noqa: E402
-from contrastmask.data import (  # noqa: E402
+from contrastmask import add_contrastmask_config
+from contrastmask.data import (
     check_num_classes,
     check_supervision,
     register_datasets,
     resolve_class_split,
 )
-from contrastmask.data.inspection import inspect_annotation_file  # noqa: E402
-from contrastmask.data.inspection_tables import (  # noqa: E402
+from contrastmask.data.inspection import inspect_annotation_file
+from contrastmask.data.inspection_tables import (
     format_classes,
     format_problems,
 )
-from contrastmask.engine import load_config  # noqa: E402
-from contrastmask.visualization.class_samples import write_class_samples  # noqa: E402
+from contrastmask.engine import load_config
+from contrastmask.visualization.class_samples import write_class_samples
 
 
 def parse_args(argv=None):

@@ -18,13 +18,11 @@ import logging
 import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from detectron2.utils.logger import setup_logger
 
-from detectron2.utils.logger import setup_logger  # noqa: E402
-
-from contrastmask.data import class_split_from_config  # noqa: E402
-from contrastmask.engine import load_config  # noqa: E402
-from contrastmask.inference import (  # noqa: E402
+from contrastmask.data import class_split_from_config
+from contrastmask.engine import load_config
+from contrastmask.inference import (
     compare_masks,
     complete_masks,
     load_model,

@@ -3,12 +3,9 @@
 
 import argparse
 import logging
-import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-
-from contrastmask.data.shapes import ShapesParams, shapes_root, write_shapes  # noqa: E402
+from contrastmask.data.shapes import ShapesParams, shapes_root, write_shapes
 
 
 def parse_args(argv=None):

@@ -16,18 +16,17 @@ import logging
 import os
 import sys
 
-_ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
-sys.path.insert(0, _ROOT)
+from detectron2.utils.logger import setup_logger
 
-from detectron2.utils.logger import setup_logger  # noqa: E402
-
-from contrastmask.study import (  # noqa: E402
+from contrastmask.study import (
     format_study,
     load_study,
     plot_study,
     run_study,
     summarize_study,
 )
+
+_ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 
 
 def parse_args(argv=None):

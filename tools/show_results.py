@@ -3,12 +3,9 @@
 
 import argparse
 import json
-import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-
-from contrastmask.evaluation import format_results_table, read_results_json  # noqa: E402
+from contrastmask.evaluation import format_results_table, read_results_json
 
 
 def main(argv=None) -> int:
