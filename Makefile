@@ -92,7 +92,7 @@ $(VENV)/.packages: requirements/build.txt requirements/constraints.txt $(ENV_PYT
 	    "make $(MAKECMDGOALS) VENV=folder" >&2; exit 1; }
 	@touch "$(VENV)/.contrastmask"
 	@$(PIP) --version >/dev/null 2>&1 || { \
-	  find "$(VENV)" -mindepth 1 ! -path "$(VENV)/.contrastmask" -delete; \
+	  find "$(VENV)" -mindepth 1 ! -name .contrastmask -delete; \
 	  echo "Creating $(VENV)"; "$(PYTHON)" -m venv "$(VENV)"; }
 	@mkdir -p "$$TMPDIR"
 	@$(PIP) install --quiet --require-hashes --requirement requirements/build.txt || $(call STOPPED, \

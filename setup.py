@@ -23,10 +23,7 @@ setup(
     ],
     packages=find_packages(include=["contrastmask", "contrastmask.*"]),
     # contrastmask/configs is a link to configs/, whose files go into the package.
-    package_data={
-        "contrastmask": ["py.typed", "configs/**/*.yaml"],
-        "contrastmask.evaluation.report": ["*.html"],
-    },
+    package_data={"contrastmask": ["py.typed", "configs/**/*.yaml", "evaluation/**/*.html"]},
     python_requires=">=3.10",
     # Two things are needed and not listed, because pip would install the wrong one:
     # - Detectron2 (0.6 or later), which is not on the package registry under its name;

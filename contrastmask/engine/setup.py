@@ -1,7 +1,6 @@
 """From command line arguments to a config that is ready to use."""
 
 import logging
-import warnings
 from contextlib import contextmanager
 
 import torch
@@ -31,7 +30,6 @@ def load_config(config_file, opts=()):
         ValueError: if the file cannot be read, and for keys and values that do not exist; it names
             the file or the key.
     """
-    ignore_known_warnings()
     cfg = get_cfg()
     add_contrastmask_config(cfg)
     with _naming(f"config file {config_file}"):
@@ -46,12 +44,6 @@ def load_config(config_file, opts=()):
     register_datasets(cfg)
     cfg.freeze()
     return cfg
-
-
-def ignore_known_warnings() -> None:
-    """Ignore the warnings that PyTorch gives about Detectron2's code: users cannot act on them."""
-    warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release")
-    warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 
 
 def read_config_file(config_file):
