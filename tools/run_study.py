@@ -28,6 +28,8 @@ from contrastmask.study import (
     summarize_study,
 )
 
+_ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
