@@ -9,6 +9,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 from contrastmask.data.shapes import ShapesParams, shapes_root, write_shapes  # noqa: E402
+from contrastmask.engine.programs import program  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -26,16 +27,12 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(argv=None) -> int:
+@program
+def main(argv=None):
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        params = ShapesParams(args.num_train, args.num_val, args.image_size, args.seed)
-        write_shapes(args.output, params)
-    except (ValueError, OSError) as error:
-        print(f"prepare_shapes: {error}", file=sys.stderr)
-        return 1
-    return 0
+    params = ShapesParams(args.num_train, args.num_val, args.image_size, args.seed)
+    write_shapes(args.output, params)
 
 
 if __name__ == "__main__":
