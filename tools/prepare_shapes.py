@@ -9,7 +9,6 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 from contrastmask.data.shapes import ShapesParams, shapes_root, write_shapes  # noqa: E402
-from contrastmask.engine.programs import program  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -27,12 +26,16 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-@program
-def main(argv=None):
+def main(argv=None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    params = ShapesParams(args.num_train, args.num_val, args.image_size, args.seed)
-    write_shapes(args.output, params)
+    try:
+        params = ShapesParams(args.num_train, args.num_val, args.image_size, args.seed)
+        write_shapes(args.output, params)
+    except (ValueError, OSError) as error:
+        print(f"prepare_shapes: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
