@@ -224,17 +224,16 @@ def test_scores_and_empty_masks():
 
 
 def test_an_image_is_encoded_once(predictor, image, count):
-    predictor.set_image(image)
+    given = image.copy()
+    predictor.set_image(given)
     first = predictor.masks_for_boxes(None, BOXES[:1], 4)
-    assert predictor.masks_for_boxes(image, BOXES[:1], 4) == first
-    predictor.masks_for_boxes(image.copy(), BOXES[1:], 5)
+    assert predictor.masks_for_boxes(given, BOXES[:1], 4) == first
+    predictor.masks_for_boxes(image, BOXES[1:], 5)
     predictor.masks_for_boxes(Image.fromarray(image), BOXES[1:], 5)
     predictor(image)
     assert len(count) == 1
-    other = image.copy()
-    predictor.set_image(other)
-    other[10:20, 10:30] = 255  # changed in place: old features must not be used
-    changed = predictor.masks_for_boxes(other, BOXES[:1], 4)
+    given[10:20, 10:30] = 255  # changed in place: old features must not be used
+    changed = predictor.masks_for_boxes(given, BOXES[:1], 4)
     assert len(count) == 2 and changed != first
     assert predictor.masks_for_boxes(image, BOXES[:1], 4) == first and len(count) == 3
     assert predictor.masks_for_boxes(image[:, :60], [[5, 5, 50, 40]], 4) and len(count) == 4
