@@ -5,4 +5,4 @@ from .class_split import ClassSplit, class_split_from_config, resolve_class_spli
 from .coco_format import AnnotationFileError, load_partial_coco
 from .dataset_mapper import ContrastMaskDatasetMapper
 from .datasets import register_coco_format, register_datasets
-from .loader import TrainingLoader, build_training_loader
+from .loader import TrainingLoader

@@ -12,7 +12,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from ..checkpoint import ContrastMaskCheckpointer
-from ..data import ContrastMaskDatasetMapper, build_training_loader, class_split_from_config
+from ..data import ContrastMaskDatasetMapper, TrainingLoader, class_split_from_config
 from ..data.tta_mapper import TTAMapper
 from ..evaluation import ContrastMaskEvaluator, format_results_table, write_results_json
 from ..evaluation.report import write_report
@@ -126,7 +126,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_training_loader(cfg, ContrastMaskDatasetMapper(cfg, is_train=True))
+        return TrainingLoader(cfg, mapper=ContrastMaskDatasetMapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
