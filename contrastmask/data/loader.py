@@ -12,8 +12,9 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-# What random numbers are for: the first number of the key that they follow from.
-_SAMPLER, _WORKERS, _EXAMPLE, _STEP = range(4)
+# What random numbers are for: the first number of the key that they follow from. Other numbers
+# would change how trainings of earlier versions go on.
+_SAMPLER, _EXAMPLE, _STEP = 0, 2, 3
 
 
 class TrainingLoader:

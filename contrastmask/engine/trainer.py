@@ -106,7 +106,7 @@ class Trainer(DefaultTrainer):
         super().load_state_dict(state_dict)
 
     def _base_class_names(self):
-        """list[str]: classes whose masks are learnt from; none where no mask is."""
+        """list[str]: classes whose masks supervise; none where no mask is."""
         if not self.cfg.MODEL.MASK_ON:
             return []
         return list(class_split_from_config(self.cfg, self.cfg.DATASETS.TRAIN[0]).base_names)
