@@ -1,66 +1,93 @@
-import json
-import runpy
-from pathlib import Path
+"""tools/benchmark.py: what is measured, and all parts in sizes that only test the benchmark."""
 
+import json
+from argparse import Namespace
+
+import benchmark
 import pytest
 import torch
-
-from contrastmask.benchmark.memory import peak_memory
-from contrastmask.benchmark.timing import Timing, compare, ratio
-
-TOOL = str(Path(__file__).parents[2] / "tools" / "benchmark.py")
+from benchmark_parts import Comparison, model, synthetic_coco
+from small_model import CONFIG_FILE
 
 
-@pytest.fixture
-def benchmark():
-    """Function: arguments -> the content of the JSON file."""
-    main = runpy.run_path(TOOL)["main"]
-
-    def run(path, *args):
-        num_threads = torch.get_num_threads()
-        try:
-            assert main(["--quick", "--repeats", "1", "--json", str(path), *args]) == 0
-        finally:
-            torch.set_num_threads(num_threads)
-        return json.loads(path.read_text())
-
-    return run
+@pytest.fixture(autouse=True)
+def keep_number_of_threads():
+    number = torch.get_num_threads()
+    yield
+    torch.set_num_threads(number)
 
 
-def test_every_part_gives_plausible_numbers(benchmark, tmp_path, capsys):
-    args = ["--device", "cpu", "--rois", "2", "4", "--classes", "5", "50", "--threads", "1"]
-    content = benchmark(tmp_path / "out" / "benchmark.json", *args)
-    assert content["machine"]["threads"] == 1 and content["machine"]["torch"] == torch.__version__
+def test_every_part_gives_plausible_numbers(tmp_path, capsys):
+    path = tmp_path / "out" / "benchmark.json"
+    args = ["--quick", "--device", "cpu", "--rois", "3", "--classes", "5", "50", "--threads", "1"]
+    assert benchmark.main([*args, "--json", str(path)]) == 0
+    content, printed = json.loads(path.read_text()), capsys.readouterr().out
+    assert content["machine"]["threads"] == 1
+    assert torch.__version__ in content["machine"]["environment"]
     parts = content["parts"]
-    assert list(parts) == [
-        "pixel_sets", "branch", "cam", "self_similarity", "model", "mapper", "coco_eval"
-    ]  # fmt: skip
-    printed = capsys.readouterr().out
-    for name, rows in parts.items():
+    for name in ("pixel_sets", "branch", "cam", "self_similarity", "model", "mapper", "coco_eval"):
         assert f"({name})" in printed
-        for row in rows:
-            assert row.get("ms", 1) > 0 and row.get("ratio", 1) > 0, (name, row)
+        for row in parts[name]:
+            assert row["p10"] <= row["ms"] <= row["p90"] and row["cpu ms"] > 0, row
+        assert parts[name][0]["ratio"] == parts[name][0]["cpu ratio"] == 1
+    assert [x["what"] for x in parts["cam"]] == ["5 classes", "50 classes"] * 2
+    assert [x["what"] for x in parts["branch"]][:2] == ["bare convolutions", "branch"]
+    assert parts["self_similarity"][2]["peak MB"] > 0
+    training, inference = parts["model"][:3], parts["model"][3:]
+    for rows in (training, inference):
+        assert [x["what"] for x in rows] == ["Mask R-CNN", "ContrastMask", "with box supervision"]
+        assert rows[0]["peak MB"] < rows[1]["peak MB"] and rows[0]["peak ratio"] == 1
+    assert training[0]["loss"] < training[1]["loss"] < training[2]["loss"]
+    assert [x["masks"] for x in inference] == [3, 3, 3]
+    assert [x["what"] for x in parts["mapper"]] == ["Detectron2", "ContrastMask"]
+    aps = {(x["IoU"], x["AP"]) for x in parts["coco_eval"]}
+    assert len(aps) == 2  # the same with each library
+    assert all(5 < ap < 95 for _, ap in aps)
 
-    assert [row["RoIs"] for row in parts["pixel_sets"]] == [2, 4]
-    assert parts["branch"][0]["what"] == "bare convolutions" and parts["branch"][0]["ratio"] == 1
-    assert [row["classes"] for row in parts["cam"]] == [5, 50] * 2
-    for row in parts["self_similarity"]:
-        assert row["max difference"] < 1e-5 and row["of gradients"] < 1e-5
-    plain, ours = (
-        [row for row in parts["model"] if row["model"] == x] for x in ("Mask R-CNN", "ContrastMask")
-    )
-    assert all(a["peak MB"] < b["peak MB"] for a, b in zip(plain, ours))
-    assert all(len(row["where the time goes"]) == 8 for row in parts["model"])
-    assert {row["mapper"] for row in parts["mapper"]} == {"Detectron2", "ContrastMask"}
-    for row in parts["coco_eval"]:
-        assert row["s"] > 0 and row.get("AP difference", 0) < 1e-6
-        assert 0 < row.get("novel AP", 1) <= 100
+
+def test_variants_of_the_model():
+    args = Namespace(
+        quick=True, device="cpu", dtype=["float32"], detections=[2], config_file=CONFIG_FILE,
+        opts=["MODEL.ROI_MASK_HEAD.NUM_CONV", "1"],
+        variant=[["deep", "MODEL.ROI_MASK_HEAD.NUM_CONV", "3"]],
+    )  # fmt: skip
+    comparison = next(model(args))
+    assert list(comparison.functions) == ["Mask R-CNN", "deep"]
+    plain, deep = (x.__self__._model.roi_heads for x in comparison.functions.values())
+    assert plain.contrastive_head is None and not plain.cam_on and plain.box_supervision is None
+    assert deep.contrastive_head is not None and deep.cam_on
+    assert (len(plain.mask_head.convs), len(deep.mask_head.convs)) == (1, 3)
 
 
-def test_arguments_that_make_no_sense(benchmark, tmp_path):
-    for args in (["--rois", "0"], ["--parts", "everything"], ["--dtype", "int8"]):
-        with pytest.raises(SystemExit):
-            benchmark(tmp_path / "benchmark.json", *args)
+@pytest.mark.parametrize(
+    "args",
+    [["--rois", "0"], ["--parts", "everything"], ["--dtype", "int8"], ["--variants", "x"]],
+)
+def test_arguments_that_make_no_sense(args):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--quick", *args])
+
+
+def test_functions_run_in_turn(monkeypatch):
+    calls, clock = [], [0.0]
+    monkeypatch.setattr(benchmark, "timer", lambda: clock[0])
+
+    def function(name, seconds):
+        calls.append(name)
+        clock[0] += seconds[len(calls) - 1]
+        sum(range(1000))  # takes processor time
+        return {"times": len(calls)}
+
+    seconds = [9, 9, 1, 2, 2, 12, 4, 16]
+    functions = {name: lambda name=name: function(name, seconds) for name in "ab"}
+    rows = benchmark.measure(Comparison({"of": 3}, functions, 5, has_memory=False), "cpu", 3)
+    assert "".join(calls) == "abababab"
+    assert [(x["of"], x["what"], x["ms"], x["times"]) for x in rows] == [
+        (3, "a", 2000, 7),
+        (3, "b", 12000, 8),
+    ]
+    # The median of the ratios 2, 6, 4, not the ratio of the medians.
+    assert (rows[0]["ratio"], rows[1]["ratio"]) == (1, 4)
 
 
 def test_peak_memory_is_that_of_tensors_at_the_same_time():
@@ -70,12 +97,13 @@ def test_peak_memory_is_that_of_tensors_at_the_same_time():
             second = first + 1
             del first, second
 
-    assert peak_memory(function, "cpu") == pytest.approx(8000, abs=100)
+    assert benchmark.peak_memory(function, "cpu") == pytest.approx(8000, abs=100)
+    assert benchmark.peak_memory(lambda: None, "cpu") == 0
 
 
-def test_comparison_takes_turns():
-    calls = []
-    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
-    timings = compare(functions, 2, "cpu")
-    assert "".join(calls) == "ababab" and len(timings["a"].wall) == 2
-    assert ratio(Timing([2.0, 6.0, 4.0], []), Timing([1.0, 2.0, 4.0], [])) == 2.0
+def test_synthetic_coco():
+    dataset, detections = synthetic_coco(4, 30, num_classes=9)
+    assert len(detections) == 4 * 30 and len(dataset["images"]) == 4
+    ids = [x["id"] for x in dataset["annotations"]]
+    assert len(set(ids)) == len(ids) > 10
+    assert {x["category_id"] for x in detections} <= set(range(1, 10))
