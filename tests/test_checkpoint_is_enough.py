@@ -185,14 +185,37 @@ def test_user_errors(trained, tmp_path, capsys):
     assert "--config-file" in capsys.readouterr().err
 
 
-def test_data_with_classes_in_another_order(trained, tmp_path, capsys):
+def test_data_with_classes_in_another_order(trained, tmp_path, caplog):
+    """Classes are matched by name; one that only the file has is named."""
     content = json.loads((trained / "annotations" / "val_full.json").read_text())
-    first, second = content["categories"][:2]
-    first["name"], second["name"] = second["name"], first["name"]
-    (tmp_path / "swapped.json").write_text(json.dumps(content))
-    data = [["enough_swapped", str(tmp_path / "swapped.json"), str(trained / "val")]]
+    ids = [x["id"] for x in content["categories"]]
+    new_ids = dict(zip(ids, ids[3:] + ids[:3]))
+    for x in content["categories"]:
+        x["id"] = new_ids[x["id"]]
+    for x in content["annotations"]:
+        x["category_id"] = new_ids[x["category_id"]]
+    content["categories"] = [{"id": 1 + max(ids), "name": "spoon"}, *content["categories"][::-1]]
+    (tmp_path / "rotated.json").write_text(json.dumps(content))
+    data = [["enough_rotated", str(tmp_path / "rotated.json"), str(trained / "val")]]
     args = ["MODEL.WEIGHTS", trained / "out" / "model_final.pth", "OUTPUT_DIR", tmp_path]
-    args += ["DATASETS.COCO_FORMAT", data, "DATASETS.TEST", "('enough_swapped',)"]
+    args += ["DATASETS.COCO_FORMAT", data, "DATASETS.TEST", "('enough_rotated',)"]
+    assert evaluate(*args) == 0
+    before, after = (
+        json.loads((x / "results.json").read_text()) for x in (trained / "out", tmp_path)
+    )
+    before, after = ({**x, "dataset": None} for x in (before, after))
+    assert before == after
+    assert "'spoon'" in (tmp_path / "log.txt").read_text()
+
+
+def test_data_without_a_class_of_the_model(trained, tmp_path, capsys):
+    content = json.loads((trained / "annotations" / "val_full.json").read_text())
+    for x in content["categories"]:
+        x["name"] = f"old {x['name']}"
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    data = [["enough_other", str(tmp_path / "other.json"), str(trained / "val")]]
+    args = ["MODEL.WEIGHTS", trained / "out" / "model_final.pth", "OUTPUT_DIR", tmp_path]
+    args += ["DATASETS.COCO_FORMAT", data, "DATASETS.TEST", "('enough_other',)"]
     assert evaluate(*args) == 1
     error = error_line(capsys)
-    assert first["name"] in error and second["name"] in error and "enough_swapped" in error
+    assert f"'{HIDDEN}'" in error and f"'old {HIDDEN}'" in error and "other.json" in error

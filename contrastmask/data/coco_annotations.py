@@ -486,7 +486,7 @@ class AnnotationReader:
             self._report.count(ONLY_BOX)
         elif mask.segmentation is not None:
             instance["segmentation"] = mask.segmentation
-        elif mask.thin is not None:
+        elif mask.thin is not None and min(box[2:]) < _MIN_MASK_SIDE:
             instance["thin_segmentation"] = mask.thin
         if parse_number(x.original.get("area")) is not None:
             instance["area"] = parse_number(x.original["area"])

@@ -58,6 +58,7 @@ def read_annotations(
     *,
     options: Optional[ReadingOptions] = None,
     report: Optional[ReadingReport] = None,
+    needs_images: bool = True,
 ) -> Annotations:
     """Read a COCO-format file where annotations may have a mask or only a box.
 
@@ -73,6 +74,7 @@ def read_annotations(
         options: how crowds and boxes are meant.
         report: where findings go; it also decides whether errors are raised or collected. With
             collected errors, faulty entries are left out of the result.
+        needs_images: False makes a missing image file a warning.
 
     Returns:
         Annotations
@@ -86,7 +88,7 @@ def read_annotations(
         content.setdefault("annotations", [])
     content = _sections(content, report)
     categories = _Categories(content, report)
-    images = _Images(content["images"], image_root, report)
+    images = _Images(content["images"], image_root, report, needs_images)
     reader = AnnotationReader(categories, images, options or ReadingOptions(), report)
     instances = reader.read(content["annotations"])
     records = [
@@ -278,9 +280,12 @@ class _Image(NamedTuple):
 class _Images:
     """The sound entries of 'images', with their files."""
 
-    def __init__(self, entries: List[dict], root: Optional[str], report: ReadingReport):
+    def __init__(
+        self, entries: List[dict], root: Optional[str], report: ReadingReport, needs_files: bool
+    ):
         self._report = report
         self._root = root
+        self._needs_files = needs_files
         self.entries: List[_Image] = []
         self.lookup = Ids()
         self.faulty = Ids()
@@ -390,8 +395,11 @@ class _Images:
                 file = os.path.join(self._root or "", name)
             else:
                 file, way = folder.find(name)
-                if file is None:
+                if file is None and self._needs_files:
                     missing.append(name)
+                elif file is None:
+                    file = os.path.join(self._root, name)
+                    self._report.warn("missing image file", f"{where} ({name})")
             files.append(file)
             how.append(way)
         claimed: Dict[str, set] = {}

@@ -200,6 +200,9 @@ class ContrastMaskEvaluator(DatasetEvaluator):
 
         Returns:
             Task -> metric -> number; nothing on other ranks than 0, and without annotations.
+
+        Raises:
+            ValueError: if no image could be read.
         """
         predictions = self._predictions
         if self._distributed:
@@ -212,6 +215,10 @@ class ContrastMaskEvaluator(DatasetEvaluator):
             logger.warning("The evaluator did not receive any predictions.")
             return {}
         unreadable = {x["image_id"]: x["problem"] for x in predictions if "problem" in x}
+        if len(unreadable) == len(predictions):
+            raise ValueError(
+                f"No image of {self._truth.path} could be read: {next(iter(unreadable.values()))}"
+            )
         if unreadable:
             logger.error(
                 f"{len(unreadable)} of {len(predictions)} images could not be read and do not "

@@ -147,7 +147,8 @@ def complete_masks(
         raise ValueError("MODEL.MASK_ON is False: this model predicts no masks")
     if os.path.exists(output) and os.path.samefile(json_file, output):
         raise ValueError(f"The output file is the annotation file itself: {output}")
-    annotations = read_annotations(json_file, image_root, options=reading_options(predictor.cfg))
+    options = reading_options(predictor.cfg)
+    annotations = read_annotations(json_file, image_root, options=options, needs_images=False)
     log_reading(annotations)
     content = load_json(json_file)  # to be written as it is, but for the masks
     completion = MaskCompletion(content["annotations"])

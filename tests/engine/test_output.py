@@ -12,6 +12,7 @@ from detectron2.engine import default_argument_parser
 import train_net
 from contrastmask import atomic_files
 from contrastmask.engine import Trainer, load_config, setup
+from contrastmask.engine.programs import UserError
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def parse(opts):
 def test_folder_that_cannot_be(parse, tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OSError, match=f"OUTPUT_DIR.*'{folder}'"):
+        with pytest.raises(UserError, match=f"OUTPUT_DIR.*'{folder}'"):
             train_net.main(parse(folder))
 
 

@@ -162,7 +162,12 @@ def test_ignored_annotations_count_neither_way(found_and, changes, seen):
 
 def test_boxes_without_area_do_not_count(found_and):
     """The second detection is wrong, and the only object is found."""
-    assert found_and(bbox=[100, 100, 0, 40]) == (pytest.approx(50), pytest.approx(50))
+    changes = {"bbox": [100, 100, 0, 40], "segmentation": None}
+    assert found_and(**changes) == (pytest.approx(50), pytest.approx(50))
+
+
+def test_box_without_area_is_taken_from_the_mask(found_and):
+    assert found_and(bbox=[100, 100, 0, 40]) == (pytest.approx(100), pytest.approx(100))
 
 
 def test_polygons_without_a_pixel_are_no_mask(found_and, caplog):
@@ -261,6 +266,7 @@ def test_classes_with_missing_masks(dataset, tmp_path, caplog, absent):
         i: [x for x in dataset["annotations"] if x["category_id"] == CATEGORY_IDS[i]]
         for i in (bare, partly)
     }
+    num_bare = sum(not x["iscrowd"] for x in of_class[bare])
     for annotation in of_class[bare] + of_class[partly][:1]:
         if absent == "no key":
             del annotation["segmentation"]
@@ -277,7 +283,7 @@ def test_classes_with_missing_masks(dataset, tmp_path, caplog, absent):
         x.getMessage() for x in caplog.records if "Mask AP cannot be measured" in x.getMessage()
     ]
     assert len(warnings) == 1
-    for named in (f"{CLASS_NAMES[bare]} ({len(of_class[bare])})", f"{CLASS_NAMES[partly]} (1)"):
+    for named in (f"{CLASS_NAMES[bare]} ({num_bare})", f"{CLASS_NAMES[partly]} (1)"):
         assert named in warnings[0]
 
     assert_same(results["bbox"], complete["bbox"])
@@ -298,16 +304,14 @@ def test_polygons_of_two_points_do_not_matter(dataset, tmp_path):
     assert_same(results["segm"], expected["segm"])
 
 
-def test_annotations_without_iscrowd_and_area(dataset, tmp_path, caplog):
+def test_annotations_without_iscrowd_and_area(dataset, tmp_path):
     outputs = synthetic_coco.to_outputs(synthetic_coco.make_detections(dataset), dataset)
     expected = evaluate(dataset, outputs, tmp_path)
     for annotation in dataset["annotations"]:
         del annotation["area"]
         if not annotation["iscrowd"]:
             del annotation["iscrowd"]
-    with caplog.at_level(logging.INFO):
-        results = evaluate(dataset, outputs, tmp_path)
-    assert f"{len(dataset['annotations'])} of" in caplog.text
+    results = evaluate(dataset, outputs, tmp_path)
     for key in expected:
         assert_same(results[key], expected[key])
 
@@ -414,12 +418,9 @@ def test_results_suit_detectron2(dataset, tmp_path, caplog):
 
 def test_bad_arguments(dataset, tmp_path):
     synthetic_coco.register(dataset, NAME, tmp_path)
-    other = SimpleNamespace(class_names=(*CLASS_NAMES[:-1], "owl"), base=(0,), novel=(1,))
-    with pytest.raises(ValueError, match="'synthetic_coco'.*'hen', 'owl'"):
-        ContrastMaskEvaluator(NAME, other)
-    reordered = SimpleNamespace(class_names=tuple(CLASS_NAMES[::-1]), base=(0,), novel=(1,))
-    with pytest.raises(ValueError, match="order differs"):
-        ContrastMaskEvaluator(NAME, reordered)
+    others = SimpleNamespace(class_names=("ox", "owl"), base=(0,), novel=(1,))
+    with pytest.raises(ValueError, match="'synthetic_coco'.*none of the model's classes"):
+        ContrastMaskEvaluator(NAME, others)
     with pytest.raises(ValueError, match="keypoints"):
         ContrastMaskEvaluator(NAME, SPLIT, tasks=("bbox", "keypoints"))
     with pytest.raises(ValueError, match="TEST.COCO_EVAL_BACKEND"):
@@ -437,5 +438,5 @@ def test_detection_of_an_unknown_class(dataset, tmp_path):
     outputs = synthetic_coco.to_outputs(synthetic_coco.make_detections(dataset), dataset)
     outputs[-1]["instances"].pred_classes[:] = 80
     assert len(outputs[-1]["instances"])
-    with pytest.raises(ValueError, match="class 80.*'synthetic_coco' has 8 classes.*NUM_CLASSES"):
+    with pytest.raises(ValueError, match="class 80.*has 8 classes.*NUM_CLASSES"):
         evaluate(dataset, outputs, tmp_path)

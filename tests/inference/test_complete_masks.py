@@ -8,7 +8,7 @@ import pytest
 import small_model
 
 from contrastmask import Predictor
-from contrastmask.data import AnnotationFileError, ClassSplit
+from contrastmask.data import ClassSplit
 from contrastmask.inference import complete_masks, read_masks
 from contrastmask.inference.complete_masks import MaskCompletion
 
@@ -254,18 +254,34 @@ def test_batches_give_the_same_masks(complete):
 def test_mistakes(data, complete, setting):
     def rename(content):
         for x in content["categories"]:
-            x["name"] = "une" + x["name"] if x["name"] in ("star", "zigzag") else x["name"]
+            x["name"] = "une" + x["name"]
 
     with pytest.raises(ValueError, match="annotation file itself"):
         complete("boxes.json")
-    edit(data / "boxes.json", lambda x: (boxes_only(x), rename(x)))
-    names = {x["category_id"] for x in read(data / "boxes.json")["annotations"]}
-    unknown = [f"une{x}" for x in ("star", "zigzag") if small_model.IDS[x] in names]
-    with pytest.raises(AnnotationFileError, match=f"know the categories {', '.join(unknown)};"):
+    edit(data / "boxes.json", rename)
+    with pytest.raises(ValueError, match="boxes.json has none of the model's classes.*'unestar'"):
         complete()
     shutil.rmtree(data / "images")
     with pytest.raises(ValueError, match="images' does not exist"):
         complete()
+
+
+def test_classes_that_the_model_does_not_have(data, complete):
+    """They are named, and their annotations stay as they are."""
+    first = complete("first.json").predicted
+    star, ring = (small_model.IDS[x] for x in ("star", "ring"))
+
+    def rename(content):
+        for x in content["categories"]:
+            x["name"] = "une" + x["name"] if x["id"] in (star, ring) else x["name"]
+
+    edit(data / "boxes.json", rename)
+    completion = complete()
+    assert set(completion.unknown_classes) == {"unestar", "unering"}
+    annotations = read(data / "boxes.json")["annotations"]
+    known = {i for i, x in enumerate(annotations) if x["category_id"] not in (star, ring)}
+    assert completion.predicted == {i: x for i, x in first.items() if i in known}
+    assert len(completion.predicted) < len(first)
 
 
 def test_classes_are_matched_by_name(data, complete):

@@ -62,14 +62,14 @@ def test_data_without_masks_to_learn_from(inspect, base, reason):
 
 def test_broken_data(inspect, shapes, tmp_path):
     content = json.loads((shapes / "annotations" / "train.json").read_text())
-    content["annotations"][3]["bbox"] = None
+    content["annotations"][3]["bbox"] = [1, 2, 3, "wide"]
     content["images"][0]["file_name"] = "none.jpg"
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps(content))
     code, printed = inspect(broken)
     reasons = printed.split("Training cannot start:")[1]
     assert code == 1
-    assert "missing image file: none.jpg" in reasons and "4 numbers" in reasons
+    assert "missing image file" in reasons and "none.jpg" in reasons and "'wide'" in reasons
     code, printed = inspect(tmp_path / "none.json")
     assert code == 1 and "no such annotation file" in printed
 
@@ -81,13 +81,13 @@ def test_file_named_like_a_dataset(inspect, shapes, tmp_path, name):
     code, printed = inspect(path, "--base-classes", "ring")
     assert code == 0 and f"\n{path}\n| class" in printed
     code, printed = inspect(path, "--base-classes", "star")
-    assert code == 1 and f"No instance of a base class has a mask in '{path}'. " in printed
+    assert code == 1 and f"No instance of a base class has a mask in '{path}': " in printed
 
 
 def test_picture_that_cannot_be_written(inspect, tmp_path):
     (tmp_path / "out").write_text("a file where a folder has to be")
     code, printed = inspect(draw=True)
-    assert code == 0 and "picture with samples cannot be written" in printed
+    assert code == 0 and "picture with samples cannot be drawn" in printed
 
 
 def test_config_file(shapes, tmp_path, capsys):
@@ -107,6 +107,13 @@ def test_config_file(shapes, tmp_path, capsys):
 
 def test_wrong_arguments():
     main = runpy.run_path(TOOL)["main"]
-    for args in ([], ["--json", "x"], ["--json", "x", "--images", "y", "MODEL.DEVICE", "cpu"]):
+    both = ["--json", "x", "--images", "y"]
+    for args in (
+        [],
+        both[:2],
+        [*both, "--config-file", "z"],
+        [*both, "--val-json", "z"],
+        ["--config-file", "z", "--base-classes", "cat"],
+    ):
         with pytest.raises(SystemExit):
             main(args)

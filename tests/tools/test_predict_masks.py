@@ -76,7 +76,8 @@ def test_file_to_compare_with(setting, predict_masks, tmp_path):
     for image in content["images"]:
         image["width"] += 1
     for x in content["annotations"]:
-        x["segmentation"] = [[0, 0, 20, 0, 20, 20]]
+        left, top, width, height = x["bbox"]
+        x["segmentation"] = [[left, top, left + width, top, left, top + height]]
     path.write_text(json.dumps(content))
     code, output = predict_masks(train, "--compare", str(path))
     assert code == 4 and output.exists()
