@@ -1,6 +1,7 @@
 """
-From features, boxes and CAMs to masks: one function computes the mask logits of training and of
-inference. In training the losses follow, each of them a method and a line in `MaskBranch.losses`.
+From features, boxes and CAMs to masks. One function, `MaskBranch.logits`, computes the mask logits
+of training and of inference; `MaskBranch.losses` compares them. A further loss of masks is a group
+of RoIs in `sampling.py`, a module with its config, and a few lines in `losses`.
 """
 
 from collections.abc import Sequence
@@ -26,8 +27,8 @@ from .self_similarity import enhance_by_self_similarity
 @dataclass(frozen=True)
 class MaskBranch:
     """
-    What predicts masks, and learns to. The modules belong to the RoI heads, which give them their
-    names in checkpoints.
+    The modules that predict masks, and their losses. The RoI heads own the modules and give them
+    their names in checkpoints.
 
     in_features (list[str]): names of the feature maps that RoIs are pooled from.
     mask_pooler, mask_head: features of RoIs, and masks from them.
@@ -66,9 +67,9 @@ class MaskBranch:
         """
         Args:
             features (dict[str, Tensor]): feature maps, (N, C, H, W) each.
-            boxes (list[Boxes]): R boxes, R > 0, for each image.
+            boxes (list[Boxes]): boxes of each image, R > 0 in all.
             cams (Tensor): (R, 1, h, w), of any resolution; may be None if `cam_on` is False.
-            encoded (Tensor): (R, D, H, W), :meth:`encode` of these boxes, if it was called before.
+            encoded (Tensor): (R, D, H, W), the result of :meth:`encode` for these boxes, if known.
 
         Returns:
             Tensor: (R, 1, H', H') mask logits.
@@ -87,7 +88,7 @@ class MaskBranch:
         Args:
             features (dict[str, Tensor]): feature maps. They are detached: the contrastive head does
                 not train the backbone.
-            boxes (list[Boxes]): R boxes for each image.
+            boxes (list[Boxes]): boxes of each image, R > 0 in all.
 
         Returns:
             Tensor: (R, D, H, W), output of the contrastive head's encoder.
@@ -104,7 +105,7 @@ class MaskBranch:
         Args:
             features (dict[str, Tensor]): feature maps.
             instances (list[Instances]): with `pred_boxes` and `pred_cams`; changed in place.
-            rois_at_once (int): the branch runs on at most so many, which bounds its memory.
+            rois_at_once (int): the branch runs on at most this many RoIs, which bounds its memory.
         """
         cams = cat([x.pred_cams for x in instances])[:, None]
         boxes = [x.pred_boxes.tensor for x in instances]
@@ -158,8 +159,9 @@ class MaskBranch:
             logits = self.logits(features, rois.supervised.boxes, supervised_cams, encoded)
         if len(rois.with_mask):
             masks = crop_targets(rois.with_mask, targets, logits.shape[-1])
-            losses["loss_mask"], numbers = self._mask_loss(logits[rois.with_mask.index], masks)
-            scalars.update(numbers)
+            losses["loss_mask"] = mask_loss(logits[rois.with_mask.index], masks)
+            rates = mask_error_rates(logits[rois.with_mask.index], masks)
+            scalars.update({f"mask_head/{k}": v for k, v in rates.items()})
         if len(rois.box_only):
             losses["loss_box_supervision"] = self.box_supervision(
                 logits[rois.box_only.index], images, rois.box_only.boxes, get_event_storage().iter
@@ -203,17 +205,11 @@ class MaskBranch:
         scalars.update({f"contrastive/{k}": v for k, v in terms._asdict().items()})
         return sum(terms) * (self.contrastive_head.loss_weight * ramp), sampled, scalars
 
-    @staticmethod
-    def _mask_loss(logits, masks):
-        """The loss of S RoIs, and numbers for the event storage."""
-        rates = mask_error_rates(logits, masks)
-        return mask_loss(logits, masks), {f"mask_head/{k}": v for k, v in rates.items()}
-
     def _put_images(self, cams, sampled, logits):
-        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
-            if cams is not None:
-                cams = min_max_normalize(resize_map(cams.detach(), self._mask_input_size))
-                put_training_images(cam=cams, sampled=sampled, mask_logits=logits)
+        is_on = self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0
+        if is_on and cams is not None:
+            cams = min_max_normalize(resize_map(cams.detach(), self._mask_input_size))
+            put_training_images(cam=cams, sampled=sampled, mask_logits=logits)
 
     def _zero_loss(self):
         """A zero that depends on every trainable parameter: each of them gets a gradient."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from .cam import resize_map
 from .contrastive_head import encoder_width
-from .layers import build_conv_stack, conv_stack_width, full_precision
+from .layers import build_conv_stack, conv_stack_width
 
 _UPSAMPLING = 2  # of the deconvolution
 
@@ -149,8 +149,7 @@ def mask_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     Returns:
         Tensor: 0-dim float32.
     """
-    with full_precision(logits):
-        return F.binary_cross_entropy_with_logits(logits[:, 0].float(), targets.float())
+    return F.binary_cross_entropy_with_logits(logits[:, 0].float(), targets.float())
 
 
 def mask_error_rates(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -140,22 +140,23 @@ def test_weight_and_units():
     images = torch.rand(1, 3, 20, 20)
     boxes = [Boxes(torch.tensor([[4.0, 4.0, 16.0, 16.0]]))]
 
-    def loss(weight, warmup_iters, iteration, scale):
+    def loss(weight, warmup_iters, iteration, *scales):
+        scales = torch.tensor(scales)
         supervision = BoxSupervision(
             weight=weight,
             max_color_distance=80.0,
             warmup_iters=warmup_iters,
-            pixel_std=[255.0 * scale] * 3,
+            pixel_std=(255 * scales).tolist(),
         )
-        batch_of_one = batch(images[0] / scale)
+        batch_of_one = batch(images[0] / scales[:, None, None])
         return supervision(logits[:, None].float(), batch_of_one, boxes, iteration)
 
-    full = loss(1.0, 10, 9, 1.0)
+    full = loss(1.0, 10, 9, 1.0, 1.0, 1.0)
     assert full > 0
-    assert torch.allclose(loss(1.0, 10, 4, 1.0), full / 2)
-    assert torch.allclose(loss(0.5, 10, 99, 1.0), full / 2)
+    assert torch.allclose(loss(1.0, 10, 4, 1.0, 1.0, 1.0), full / 2)
+    assert torch.allclose(loss(0.5, 10, 99, 1.0, 1.0, 1.0), full / 2)
     # The model's normalization plays no part.
-    assert torch.allclose(loss(1.0, 10, 9, 0.5), full)
+    assert torch.allclose(loss(1.0, 10, 9, 0.5, 0.8, 1.6), full)
 
 
 def test_every_key_reaches_the_loss(heads_cfg):

@@ -32,6 +32,23 @@ def test_constant_map_is_zero_with_finite_gradient():
     assert torch.isfinite(maps.grad).all()
 
 
+def test_what_counts_as_constant():
+    """Differences up to 1e-5, relative to values above 1."""
+    ramp = torch.linspace(0, 1, 12).view(1, 1, 3, 4)
+    for size, offset, varies in (
+        (1e-4, 0.0, True),
+        (2e-5, -0.1, True),
+        (5e-6, 0.0, False),
+        (5e-6, 0.1, False),
+        (0.5, 1e3, True),
+        (0.005, 1e3, False),
+        (0.005, -1e3, False),
+    ):
+        expected = ramp if varies else torch.zeros_like(ramp)
+        result = min_max_normalize((ramp.double() * size + offset).float())
+        torch.testing.assert_close(result, expected, atol=1e-2, rtol=0, msg=str((size, offset)))
+
+
 def test_cam_is_float32_under_autocast():
     features, weights = torch.randn(2, 4, 3, 3), torch.randn(2, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -255,6 +255,25 @@ def test_low_precision_features_do_not_move_boxes(heads_cfg, build_heads, dtype)
     torch.testing.assert_close(found.pred_masks, expected.pred_masks)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_features_in_training_and_detection(
+    heads_cfg, build_heads, make_batch, run_heads, detect, dtype
+):
+    features, proposals, targets = make_batch()
+    features = {k: x.round() for k, x in features.items()}  # both types hold small whole numbers
+    low = {k: x.to(dtype) for k, x in features.items()}
+    heads = build_heads(heads_cfg)
+    losses = []
+    for maps in (features, low):
+        torch.manual_seed(3)
+        losses.append(run_heads(heads, (maps, copy.deepcopy(proposals), targets))[0])
+    for name, loss in losses[0].items():
+        torch.testing.assert_close(losses[1][name], loss, msg=name)
+    for x, y in zip(detect(heads, features, proposals), detect(heads, low, proposals)):
+        torch.testing.assert_close(x.pred_boxes.tensor, y.pred_boxes.tensor)
+        torch.testing.assert_close(x.pred_masks, y.pred_masks)
+
+
 def test_no_detections(heads_cfg, build_heads, make_batch, detect):
     heads_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 2.0
     heads = build_heads(heads_cfg)
