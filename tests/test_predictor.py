@@ -20,7 +20,14 @@ import contrastmask
 from contrastmask.data import ContrastMaskDatasetMapper
 from contrastmask.data.images import ImageFileError, ImageReader
 from contrastmask.data.shapes import SHAPE_BASE_CLASSES
-from contrastmask.predictor import _paste, to_rgb
+from contrastmask.predictor import (
+    ModelInput,
+    _paste,
+    detect,
+    encode,
+    masks_for_boxes,
+    to_rgb,
+)
 
 HEIGHT, WIDTH = 50, 90
 BOXES = np.array([[5.5, 4, 40, 30.25], [50, 5, 85, 49], [3, 20, 70, 48]])
@@ -207,6 +214,26 @@ def test_many_boxes(predictor, image):
         assert alone.score == pytest.approx(masks[i].score, abs=1e-3)
 
 
+def test_batch_of_images_of_other_sizes(predictor, image):
+    """They have the same size for the model, and another one as files."""
+    large = cv2.resize(image, (2 * WIDTH, 2 * HEIGHT))
+    to_input = ModelInput(predictor.cfg)
+    encoded = encode(predictor.model, [to_input(image), to_input(large)])
+    assert len(set(encoded.images.image_sizes)) == 1
+    small_found, large_found = detect(predictor.model, encoded)
+    assert small_found.image_size == (HEIGHT, WIDTH) and len(small_found)
+    assert large_found.image_size == (2 * HEIGHT, 2 * WIDTH) and len(large_found)
+    boxes, classes = [BOXES[:1], 2 * BOXES[:2]], [[3], [3, 4]]
+    (first,), (second, third) = masks_for_boxes(predictor.model, encoded, boxes, classes)
+    assert first.mask["size"] == [HEIGHT, WIDTH]
+    assert second.mask["size"] == third.mask["size"] == [2 * HEIGHT, 2 * WIDTH]
+    area = mask_util.area(first.mask)
+    assert area > 0 and mask_util.area(second.mask) == pytest.approx(4 * area, rel=0.3)
+    for mask, (x0, y0, x1, y1) in ((second, 2 * BOXES[0]), (third, 2 * BOXES[1])):
+        x, y, width, height = mask_util.toBbox(mask.mask)
+        assert x0 - 1 <= x and y0 - 1 <= y and x + width <= x1 + 1 and y + height <= y1 + 1
+
+
 def test_scores_and_empty_masks():
     probabilities = torch.zeros(3, 4, 4)
     probabilities[0, :2] = 0.75
@@ -305,6 +332,21 @@ def test_overrides(checkpoint, image):
         assert torch.equal(value, saved[name]), name
     weight = predictor.model.roi_heads.contrastive_head.encoder[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_device(checkpoint):
+    predictor = contrastmask.Predictor(checkpoint, device="cpu:0")
+    assert predictor.cfg.MODEL.DEVICE == "cpu:0" and predictor.model.device.type == "cpu"
+    if not torch.cuda.is_available():
+        assert contrastmask.Predictor(checkpoint, device="cuda").cfg.MODEL.DEVICE == "cpu"
+
+
+def test_incomplete_checkpoint(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    del content["model"]["roi_heads.mask_head.fuse.weight"]
+    torch.save(content, tmp_path / "part.pth")
+    with pytest.raises(ValueError, match="part.pth.*roi_heads.mask_head.fuse.weight"):
+        contrastmask.Predictor(str(tmp_path / "part.pth"))
 
 
 def test_the_package_alone(tmp_path):

@@ -142,6 +142,17 @@ def test_config_file_that_contradicts(save, config_file, opts, named):
     model_config("", [], path)
 
 
+def test_keys_that_are_meant_to_differ(save, config_file):
+    """Overrides are neither what the file says nor what the checkpoint says."""
+    path = save("INPUT.FORMAT", "L", "MODEL.ROI_MASK_HEAD.NUM_CONV", "3")
+    opts = ["INPUT.FORMAT", "BGR", "MODEL.ROI_MASK_HEAD.NUM_CONV", "5"]
+    cfg = model_config(config_file(AUTO), opts, path)
+    assert cfg.INPUT.FORMAT == "BGR" and cfg.MODEL.ROI_MASK_HEAD.NUM_CONV == 5
+    novel = ["DATASETS.NOVEL_CLASSES", "['cat']"]
+    split = model_class_split(model_config(config_file(AUTO), [*opts, *novel], path))
+    assert split.base_names == ("bee", "eel") and split.novel_names == ("cat",)
+
+
 def test_all_contradictions_are_named(save, config_file):
     path = save("INPUT.FORMAT", "BGR", "MODEL.RPN.CONV_DIMS", "[5]")
     with pytest.raises(ValueError, match=r"INPUT.FORMAT.*MODEL.RPN.CONV_DIMS"):

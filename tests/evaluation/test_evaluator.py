@@ -224,6 +224,15 @@ def test_filled_boxes(dataset, tmp_path):
     assert results["segm-filled-box"]["AP"] < results["segm"]["AP"]
 
 
+def test_limit_of_detections(dataset, tmp_path):
+    outputs = synthetic_coco.to_outputs(synthetic_coco.make_detections(dataset), dataset)
+    one, many = (
+        evaluate(dataset, outputs, tmp_path, max_dets_per_image=limit)["bbox"]["AP"]
+        for limit in (1, None)
+    )
+    assert 0 < one < many
+
+
 def test_no_detections(dataset, tmp_path):
     outputs = synthetic_coco.to_outputs([], dataset)
     results = evaluate(dataset, outputs, tmp_path, eval_filled_boxes=True)

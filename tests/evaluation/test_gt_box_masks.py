@@ -117,7 +117,8 @@ def test_what_the_mapper_hands_over(tmp_path):
     assert (one["category_id"], two["category_id"]) == (3, 7)
     assert one["bbox"] == two["bbox"] == [5, 6, 25, 16]
     assert [mask_util.area(x["segmentation"]) for x in (one, two)] == [200, 75]
-    assert two["segmentation"]["size"] == [30, 50]
+    assert one["segmentation"]["size"] == two["segmentation"]["size"] == [30, 50]
+    assert mask_util.toBbox(one["segmentation"]).tolist() == [5, 6, 20, 10]
     options["use_instance_mask"] = False
     x = ContrastMaskDatasetMapper(**options)({**record, "annotations": annotations})
     assert "annotations" not in x

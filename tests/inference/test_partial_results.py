@@ -101,5 +101,8 @@ def test_what_masks_depend_on(tmp_path):
     assert differing(identity(*cpu, "MODEL.ROI_MASK_HEAD.CAM_ON", "False")) == ["config"]
     assert differing(identity(*cpu, replace=True)) == ["choice of annotations"]
     assert differing(identity(*cpu, json_file=weights)) == ["annotation file"]
+    copy = tmp_path / "copy.pth"
+    copy.write_text("1")
+    assert differing(identity(*cpu, "MODEL.WEIGHTS", str(copy))) == ["model"]
     weights.write_text("another")
     assert differing(identity(*cpu)) == ["model"]
