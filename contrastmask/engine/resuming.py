@@ -72,7 +72,6 @@ class ContinueMetrics(HookBase):
             earlier = next(x for x in numbered if not os.path.exists(x))
             shutil.copyfile(self._path, earlier)
             logger.info(f"Moved the metrics of an earlier training to {earlier}")
-            lines = []
         while lines and not _is_before(start, lines[-1]):
             lines.pop()
         os.truncate(self._path, sum(map(len, lines)))  # not a new file: a writer has it open

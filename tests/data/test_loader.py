@@ -129,6 +129,13 @@ def test_processes_share_the_stream(monkeypatch):
         make_loader()
 
 
+@pytest.mark.parametrize("size", [0, -4])
+def test_batches_have_images(size):
+    sampler = make_sampler("uniform")
+    with pytest.raises(ValueError, match=f"IMS_PER_BATCH is {size}"):
+        TrainingLoader(DATA, mapper=example, sampler=sampler, total_batch_size=size)
+
+
 @pytest.fixture
 def cfg():
     """Samples a random half of 40 images, two at a time."""

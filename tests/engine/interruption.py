@@ -68,17 +68,19 @@ class Training:
         """
         Args:
             kind (str): "writing": as soon as a checkpoint is being written; "training": `delay`
-                after training begins; "starting": `delay` after the start.
+                after training begins and there is a checkpoint, of this or an earlier attempt;
+                "starting": `delay` after the start.
             delay (float): seconds.
 
         Returns:
             dict: what it met: kind, the files that were being written, and the last complete
             checkpoint. None if training has come to its end before.
         """
+        last = self.output / "last_checkpoint"
         while self.is_running():
             if kind == "writing" and self.unfinished():
                 break
-            if kind == "training" and "Starting training" in self.printed():
+            if kind == "training" and last.exists() and "Starting training" in self.printed():
                 time.sleep(delay)
                 break
             if kind == "starting" and time.time() - self.began > delay:
@@ -88,7 +90,6 @@ class Training:
             return None
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-        last = self.output / "last_checkpoint"
         return {
             "kind": kind,
             "writing": self.unfinished(),

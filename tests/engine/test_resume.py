@@ -1,5 +1,6 @@
 """A training that is killed again and again ends as if nothing had happened."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -57,10 +58,11 @@ def iterations(folder):
 
 def test_killed_twice(tmp_path):
     """With the same results, to the last bit, as without."""
-    opts = ["SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    opts = ["--longest-delay", "1", "SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "2"]
     whole, killed, met = train_twice(tmp_path, ["writing", "training"], *opts)
-    assert [x["kind"] for x in met] == ["writing", "training"]
+    assert None not in met, "the training ended before the last kill"
     assert met[0]["writing"] == ["model_0000001.pth.unfinished"] and met[0]["last"] is None
+    assert met[1]["last"] in ("model_0000001.pth", "model_0000003.pth")
     assert_same_checkpoint(whole, killed)
     assert iterations(whole) == iterations(killed)
     assert not list(killed.glob("*.unfinished"))
@@ -113,10 +115,26 @@ def test_another_seed_is_reported(make_trainer, caplog, monkeypatch):
     monkeypatch.setattr(resuming.logger, "propagate", True)
     make_trainer("SEED", "4").resume_or_load(resume=True)
     assert "SEED is" not in caplog.text
-    resumed = make_trainer("SEED", "5")
+    resumed = make_trainer("SEED", "0")
     resumed.resume_or_load(resume=True)
-    assert "SEED is 5, but the training began with 4" in caplog.text
-    assert resumed.state_dict()["hooks"]["SeedSteps"] == {"seed": 5}
+    assert "SEED is 0, but the training began with 4" in caplog.text
+    assert resumed.state_dict()["hooks"]["SeedSteps"] == {"seed": 0}
+
+
+@pytest.mark.parametrize("seed", ["0", "-1"])
+def test_loader_begins_with_the_training(make_trainer, seed):
+    """At its iteration, with the seed in the checkpoint."""
+    whole, resumed = (make_trainer("SEED", seed, "SOLVER.MAX_ITER", "9") for _ in range(2))
+    resumed.load_state_dict(whole.state_dict())
+    batches = []
+    for trainer, start in ((whole, 0), (resumed, 5)):
+        trainer.start_iter = start
+        for hook in trainer._hooks:
+            if isinstance(hook, resuming.SeedSteps):
+                hook.before_train()
+        batches.append(list(itertools.islice(trainer.data_loader, 9 - start)))
+    for expected, batch in zip(batches[0][5:], batches[1]):
+        assert torch.equal(expected[0]["image"], batch[0]["image"])
 
 
 def test_other_base_classes_are_an_error(make_trainer):
@@ -174,6 +192,16 @@ def test_metrics_of_a_resumed_training(tmp_path, before, start, after):
     path.write_text(before)
     continue_metrics(path, start)
     assert path.read_text() == after + lines(start + 1)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_only_the_main_process_changes_metrics(tmp_path, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda: 1)
+    path = tmp_path / "metrics.json"
+    path.write_text(lines(19, 39))
+    for start in (0, 20):
+        continue_metrics(path, start)
+    assert path.read_text() == lines(19, 39, 1, 21)
     assert len(list(tmp_path.iterdir())) == 1
 
 

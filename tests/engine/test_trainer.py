@@ -106,3 +106,22 @@ def test_boxes_only(tmp_path):
     assert results["box"]["novel"] == results["box"]["all"]
     assert results["box"]["all"]["AP"] is not None
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_excluded_weights(opts, tmp_path):
+    """At the start of a training; a resumed one goes on with all that it learned."""
+    part = "roi_heads.box_predictor."
+    small_model.write_weights(tmp_path / "model.pth", opts)
+    opts = [*opts, "MODEL.WEIGHTS", str(tmp_path / "model.pth"), "OUTPUT_DIR", str(tmp_path)]
+    opts += ["MODEL.WEIGHTS_EXCLUDE", f"['{part}']"]
+    cfg = load_config(small_model.CONFIG_FILE, opts)
+    weights = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
+    trainer, resumed = Trainer(cfg), Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trained = trainer.model.state_dict()
+    for name in (f"{part}cls_score.weight", "roi_heads.mask_head.predictor.weight"):
+        assert torch.equal(trained[name], weights[name]) == (not name.startswith(part)), name
+    trainer.checkpointer.save("model_0000001")
+    resumed.resume_or_load(resume=True)
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, trained[name]), name
