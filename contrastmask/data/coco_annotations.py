@@ -1,55 +1,36 @@
-"""The entries of 'annotations' in a COCO-format file: each is understood, repaired or refused."""
+"""The entries of 'annotations' in a COCO-format file: from values to masks and boxes."""
 
-import json
 from array import array
 from collections import Counter
 from itertools import chain, groupby
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from .annotation_geometry import BOXES_FROM_MASKS, check_geometry, is_rectangle, true_image_sizes
+from .annotation_geometry import check_geometry, is_rectangle, true_image_sizes
+from .annotation_values import (
+    BOX_FORMATS,
+    MAX_COORDINATE,
+    AnnotationParser,
+    ParsedAnnotation,
+    ReadingOptions,
+    refuse_mask,
+)
 from .masks import (
     MIN_NUMBERS,
     SegmentationError,
     check_polygons,
     compressed_rle,
     has_hole,
-    is_nothing,
     parse_number,
     parse_polygons,
-    parse_segmentation,
 )
-from .reading_report import ReadingReport, names, short
+from .reading_report import ReadingReport
 
-__all__ = [
-    "BOX_FORMATS",
-    "BOX_MASKS",
-    "CROWDS",
-    "CROWD_WARNING",
-    "MAX_COORDINATE",
-    "NO_PIXEL",
-    "NO_POLYGON",
-    "ONLY_BOX",
-    "AnnotationReader",
-    "Ids",
-    "ReadingOptions",
-    "id_key",
-    "to_id",
-]
+__all__ = ["CROWD_WARNING", "NO_PIXEL", "NO_POLYGON", "ONLY_BOX", "AnnotationReader"]
 
-# How the four numbers of a box become x, y, width, height: values of DATASETS.BOX_FORMAT.
-BOX_FORMATS = {
-    "xywh": lambda x, y, w, h: [x, y, w, h],
-    "xyxy": lambda x0, y0, x1, y1: [x0, y0, x1 - x0, y1 - y0],
-    "cxcywh": lambda x, y, w, h: [x - w / 2, y - h / 2, w, h],
-}
-# Values of DATASETS.CROWDS.
-CROWDS = ("ignore", "objects")
-# Values of DATASETS.BOX_MASKS.
-BOX_MASKS = ("masks", "boxes")
 BOX_MASK_WARNING = (
     "most masks of the class are rectangles drawn as polygons. If the labeling tool wrote boxes so "
     "(VIA, Roboflow), set DATASETS.BOX_MASKS boxes"
@@ -62,9 +43,6 @@ CROWD_WARNING = (
     "crowd (iscrowd 1), left out of training. CVAT and V7 mark drawn masks in this way: if these "
     "are objects, set DATASETS.CROWDS objects"
 )
-# No coordinate or image side may be larger, in pixels. It keeps damaged files from asking for
-# masks of many gigabytes.
-MAX_COORDINATE = 100_000
 # Boxes with a shorter side, in pixels, are left out; scaling and rounding would make them empty.
 _MIN_BOX_SIDE = 0.01
 # An object with a shorter side, in pixels, may lie between the centers of pixels.
@@ -74,82 +52,6 @@ _BOX_SLACK = 1.5
 _MIN_BOX_MASKS = 3
 # Polygons are checked in batches of this many annotations to bound the memory this takes.
 _CHECK_BATCH = 20_000
-_FLAGS = {0: 0, 1: 1, "false": 0, "true": 1}
-
-
-class ReadingOptions(NamedTuple):
-    """
-    crowds (str): what ``iscrowd`` 1 means, see ``DATASETS.CROWDS``.
-    box_format (str): see ``DATASETS.BOX_FORMAT``.
-    boxes_from_masks (bool): see ``DATASETS.BOXES_FROM_MASKS``.
-    box_masks (str): what a polygon that is its box means, see ``DATASETS.BOX_MASKS``.
-    """
-
-    crowds: str = "ignore"
-    box_format: str = "xywh"
-    boxes_from_masks: bool = False
-    box_masks: str = "masks"
-
-
-def to_id(value):
-    """An id as a number or text; None if it is neither. 7.0 is 7, text stays text."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if type(value) is int or isinstance(value, str) and value.strip() else None
-
-
-def id_key(value):
-    """The number that an id stands for, be it written as 7, 7.0, "7", "7.0" or "007"; else text."""
-    number = parse_number(value.strip() if isinstance(value, str) else value)
-    return str(value).strip() if number is None or number != int(number) else int(number)
-
-
-class Ids:
-    """Looks up entries by id, also where a number stands as text in one place of the file."""
-
-    def __init__(self):
-        self._index: Dict[object, int] = {}
-        self._by_key: Dict[object, List[int]] = {}
-
-    def add(self, value, index: int) -> None:
-        self._index[value] = index
-        self._by_key.setdefault(id_key(value), []).append(index)
-
-    def find(self, value) -> Optional[int]:
-        value = to_id(value)
-        if value is None:
-            return None
-        if value in self._index:
-            return self._index[value]
-        found = self._by_key.get(id_key(value), ())
-        return found[0] if len(found) == 1 else None
-
-    def __contains__(self, value) -> bool:
-        return value in self._index
-
-
-class _Annotation(NamedTuple):
-    """
-    One annotation whose values are understood.
-
-    index (int): in the file. id: as in the file, or its new number.
-    image (int): index of its image entry. category (int): contiguous id of its class.
-    is_crowd, is_ignored (bool): whether training leaves it out.
-    box (list or None): four numbers as in the file; None where there is none.
-    mask: polygons or RLE of :class:`ParsedMask`, or None.
-    original (dict): as in the file. where (str): for messages.
-    """
-
-    index: int
-    id: object
-    image: int
-    category: int
-    is_crowd: bool
-    is_ignored: bool
-    box: Optional[list]
-    mask: object
-    original: dict
-    where: str
 
 
 class _Mask(NamedTuple):
@@ -195,9 +97,8 @@ class AnnotationReader:
         Returns:
             list[list[dict]]: for each image entry its annotations, in the order of the file.
         """
-        ids = self._annotation_ids(annotations)
-        parsed = [self._parse(i, x, ids[i]) for i, x in enumerate(annotations)]
-        parsed = [x for x in parsed if x is not None]
+        parser = AnnotationParser(self._categories, self._images, self._options, self._report)
+        parsed = parser.parse(annotations)
         self._correct_image_sizes(parsed)
         masks = self._masks(parsed)
         sound = [k for k, mask in enumerate(masks) if not mask.is_faulty]
@@ -214,130 +115,15 @@ class AnnotationReader:
         instances: List[List[dict]] = [[] for _ in self._images.entries]
         if not is_plausible:  # what could be said of single annotations would only follow from it
             return instances
-        seen: Dict[tuple, str] = {}
         for x, mask in zip(parsed, masks):
             instance = self._instance(x, mask)
-            if instance is None:
-                continue
-            instances[x.image].append(instance)
-            same = seen.setdefault((x.image, x.category, *instance["bbox"]), x.where)
-            if same != x.where:
-                self._report.warn("same class and box as another annotation of the image", x.where)
+            if instance is not None:
+                instances[x.image].append(instance)
         self._warn_of_box_masks()
+        self._warn_of_doubles(instances)
         return instances
 
-    # -- values -----------------------------------------------------------------------------------
-
-    def _annotation_ids(self, annotations: List[dict]) -> list:
-        ids = [to_id(x.get("id")) for x in annotations]
-        known = [x for x in ids if x is not None]
-        if len(known) == len(ids) and len(set(map(str, known))) == len(ids):
-            return ids
-        what = "missing" if len(known) < len(ids) else "repeated"
-        for number in range(1, len(ids) + 1):
-            self._report.repaired(
-                f"annotation ids {what}, all annotations numbered from 1", f"annotation {number}"
-            )
-        return list(range(1, len(ids) + 1))
-
-    def _parse(self, index: int, entry: dict, annotation_id) -> Optional[_Annotation]:
-        where = f"annotation {annotation_id!r} (image {short(entry.get('image_id'))})"
-        image = self._look_up(self._images, "image", entry, where)
-        category = self._look_up(self._categories, "category", entry, where)
-        if image is None or category is None:
-            return None
-        is_crowd, is_ignored = (self._flag(entry, key, where) for key in ("iscrowd", "ignore"))
-        if is_crowd is None or is_ignored is None or not self._check_area(entry, where):
-            return None
-        try:
-            mask, repairs = parse_segmentation(entry.get("segmentation"))
-        except SegmentationError as error:
-            self._refuse_mask(error, where, entry)
-            return None
-        try:
-            box = self._box(entry.get("bbox"), where)
-        except ValueError as error:
-            if mask is None or not self._options.boxes_from_masks:
-                hint = "" if mask is None else f". {BOXES_FROM_MASKS} takes boxes from masks"
-                self._report.error(str(error) + hint, where, short(entry["bbox"]))
-                return None
-            box = None
-        for what in repairs:
-            self._report.repaired(what, where)
-        return _Annotation(
-            index, annotation_id, image, category, is_crowd, is_ignored, box, mask, entry, where
-        )
-
-    def _look_up(self, entries, what: str, entry: dict, where: str) -> Optional[int]:
-        key = f"{what}_id"
-        value = entry.get(key)
-        index = entries.lookup.find(value)
-        if index is None and not entries.is_excused(value):
-            if key in entry:
-                plural = {"image": "images", "category": "categories"}[what]
-                known = names((repr(x.id) for x in entries.entries), 5) or "none"
-                reason = f"'{plural}' has no {what} with its {key} (ids there: {known})"
-                self._report.error(reason, where, short(value))
-            else:
-                self._report.error(f"'{key}' is missing: set it, or take the annotation out", where)
-        elif index is not None and not _is_same(value, entries.entries[index].id):
-            self._report.repaired(f"'{key}' as text or as a float", where)
-        return index
-
-    def _flag(self, entry: dict, key: str, where: str) -> Optional[bool]:
-        value = entry.get(key)
-        if value is None or type(value) in (bool, int) and value in (0, 1):
-            return bool(value)
-        number = parse_number(value)
-        flag = value.strip().lower() if number is None and isinstance(value, str) else number
-        known = False if is_nothing(value) else _FLAGS.get(flag)
-        if known is None:
-            self._report.error(f"'{key}' must be 0 or 1", where, short(value))
-            return None
-        self._report.repaired(f"'{key}' as text, as a float, or NaN", where)
-        return bool(known)
-
-    def _check_area(self, entry: dict, where: str) -> bool:
-        area = entry.get("area")
-        if area is None or type(area) in (int, float) and parse_number(area) is not None:
-            return True
-        if parse_number(area) is None and not is_nothing(area):
-            self._report.error("'area' must be a number", where, short(area))
-            return False
-        self._report.repaired("'area' as text, or NaN", where)
-        return True
-
-    def _box(self, box, where: str) -> Optional[list]:
-        """
-        Returns:
-            list or None: four numbers; None where the file has no box.
-
-        Raises:
-            ValueError: for a value that is no box.
-        """
-        if isinstance(box, str) and box:
-            try:
-                box = json.loads(box)
-                self._report.repaired("box written as text", where)
-            except ValueError:
-                pass
-        if is_nothing(box):
-            return None
-        if isinstance(box, list) and len(box) == 4:
-            if any(map(is_nothing, box)):
-                self._report.repaired("box with null or NaN, taken for none", where)
-                return None
-            numbers = [float(x) if type(x) is bool else parse_number(x) for x in box]
-            if None not in numbers and max(map(abs, numbers)) <= MAX_COORDINATE:
-                if any(isinstance(x, str) for x in box):
-                    self._report.repaired("numbers as text", where)
-                return numbers if any(numbers) else None  # four zeros say that there is none
-        raise ValueError(
-            "'bbox' must be 4 numbers of pixels (x, y, width, height), between "
-            f"-{MAX_COORDINATE} and {MAX_COORDINATE}"
-        )
-
-    def _correct_image_sizes(self, parsed: List[_Annotation]) -> None:
+    def _correct_image_sizes(self, parsed: List[ParsedAnnotation]) -> None:
         """Take sizes of images from their files, where annotations prove those stated wrong."""
         to_xywh = BOX_FORMATS[self._options.box_format]
         corners = [[0.0, 0.0] for _ in self._images.entries]
@@ -359,7 +145,7 @@ class AnnotationReader:
 
     # -- masks ------------------------------------------------------------------------------------
 
-    def _masks(self, parsed: List[_Annotation]) -> List[_Mask]:
+    def _masks(self, parsed: List[ParsedAnnotation]) -> List[_Mask]:
         masks = [_Mask()] * len(parsed)
         with_polygons = []
         for k, x in enumerate(parsed):
@@ -379,11 +165,12 @@ class AnnotationReader:
         return masks
 
     def _refuse_mask(self, error: SegmentationError, where: str, entry: dict) -> _Mask:
-        value = entry["segmentation"] if error.value is None else error.value
-        self._report.error(str(error), where, short(value))
+        refuse_mask(self._report, error, where, entry)
         return _Mask(is_faulty=True)
 
-    def _check_polygons(self, parsed: List[_Annotation], which: List[int], masks: list) -> None:
+    def _check_polygons(
+        self, parsed: List[ParsedAnnotation], which: List[int], masks: list
+    ) -> None:
         """Set the masks of some thousand annotations with polygons."""
         polygons, owners = [], []
         for k in which:
@@ -405,26 +192,25 @@ class AnnotationReader:
         usable, too_long = check_polygons(np.where(is_far, 0.0, numbers), lengths, sizes)
         points = numbers.reshape(-1, 2)
         starts = np.cumsum(lengths // 2) - lengths // 2
-        extents = np.concatenate(
-            [np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)], axis=1
-        )
+        low = np.minimum.reduceat(points, starts).tolist()
+        high = np.maximum.reduceat(points, starts).tolist()
+        usable, too_long = usable.tolist(), too_long.tolist()
         for k, group in groupby(range(len(owners)), key=owners.__getitem__):
             own = list(group)
-            reason = ""
             if k in far_owners:
                 reason = f"a polygon has values that are no pixels, or beyond {MAX_COORDINATE}"
-            elif too_long[own].any():
+            elif any(too_long[i] for i in own):
                 reason = "the outline of a polygon is too long"
-            if reason:
-                error = SegmentationError(reason)
-                masks[k] = self._refuse_mask(error, parsed[k].where, parsed[k].original)
             else:
                 kept = [i for i in own if usable[i]]
-                drawn = extents[kept or own]
-                extent = (*drawn[:, :2].min(axis=0).tolist(), *drawn[:, 2:].max(axis=0).tolist())
+                extent = _extent([low[i] for i in kept or own], [high[i] for i in kept or own])
                 masks[k] = self._mask_of_polygons(
                     [polygons[i] for i in own], [polygons[i] for i in kept], extent
                 )
+                continue
+            masks[k] = self._refuse_mask(
+                SegmentationError(reason), parsed[k].where, parsed[k].original
+            )
 
     @staticmethod
     def _mask_of_polygons(polygons: List[list], kept: List[list], extent: tuple) -> _Mask:
@@ -448,7 +234,7 @@ class AnnotationReader:
             return _Mask(kept, extent, warning=what)
         return _Mask(kept, extent, is_rectangle=len(kept) == 1 and is_rectangle(kept[0]))
 
-    def _numeric_polygons(self, x: _Annotation) -> List[list]:
+    def _numeric_polygons(self, x: ParsedAnnotation) -> List[list]:
         """
         Raises:
             SegmentationError: for values that are no coordinates.
@@ -467,7 +253,7 @@ class AnnotationReader:
 
     # -- result -----------------------------------------------------------------------------------
 
-    def _instance(self, x: _Annotation, mask: _Mask) -> Optional[dict]:
+    def _instance(self, x: ParsedAnnotation, mask: _Mask) -> Optional[dict]:
         if mask.warning:
             self._report.warn(mask.warning, x.where)
         box = self._final_box(x, mask)
@@ -488,18 +274,19 @@ class AnnotationReader:
             instance["segmentation"] = mask.segmentation
         elif mask.thin is not None and min(box[2:]) < _MIN_MASK_SIDE:
             instance["thin_segmentation"] = mask.thin
-        if parse_number(x.original.get("area")) is not None:
-            instance["area"] = parse_number(x.original["area"])
+        area = parse_number(x.original.get("area"))
+        if area is not None:
+            instance["area"] = area
         if not instance["iscrowd"]:
             self._num_masks[x.category] += mask.segmentation is not None
             self._num_box_masks[x.category] += is_box
         self._count(x, "segmentation" in instance)
         return instance
 
-    def _is_left_out(self, x: _Annotation) -> bool:
+    def _is_left_out(self, x: ParsedAnnotation) -> bool:
         return x.is_crowd and self._options.crowds == "ignore"
 
-    def _final_box(self, x: _Annotation, mask: _Mask) -> Optional[list]:
+    def _final_box(self, x: ParsedAnnotation, mask: _Mask) -> Optional[list]:
         """XYWH, or None for an annotation without a usable box, which is left out."""
         height, width = self._size(x)
         has_mask = mask.segmentation is not None
@@ -526,7 +313,7 @@ class AnnotationReader:
         self._report.warn(f"{what}, left out", x.where)
         return None
 
-    def _count(self, x: _Annotation, has_mask: bool) -> None:
+    def _count(self, x: ParsedAnnotation, has_mask: bool) -> None:
         if x.is_ignored:
             self._report.count("marked 'ignore', left out of training")
             return
@@ -545,7 +332,7 @@ class AnnotationReader:
                     x.where,
                 )
 
-    def _is_box(self, x: _Annotation, mask: _Mask) -> bool:
+    def _is_box(self, x: ParsedAnnotation, mask: _Mask) -> bool:
         """Whether a rectangle is the box of its annotation."""
         if x.box is None:
             return True
@@ -561,14 +348,26 @@ class AnnotationReader:
                 where = f"'{name}' ({number} of {self._num_masks[category]})"
                 self._report.warn(BOX_MASK_WARNING, where)
 
-    def _size(self, x: _Annotation) -> Tuple[int, int]:
+    def _warn_of_doubles(self, instances: List[List[dict]]) -> None:
+        for image, of_image in zip(self._images.entries, instances):
+            seen = set()
+            for x in of_image:
+                if (key := (x["category_id"], *x["bbox"])) in seen:
+                    where = f"annotation {x['id']!r} (image {image.id!r})"
+                    self._report.warn("same class and box as another one of the image", where)
+                seen.add(key)
+
+    def _size(self, x: ParsedAnnotation) -> Tuple[int, int]:
         """Height and width of the image of an annotation."""
         image = self._images.entries[x.image]
         return image.height, image.width
 
 
-def _is_same(a, b) -> bool:
-    return type(a) is type(b) and a == b
+def _extent(low: List[list], high: List[list]) -> Tuple[float, float, float, float]:
+    """x0, y0, x1, y1 around polygons whose smallest and largest x, y are given."""
+    if len(low) == 1:
+        return (*low[0], *high[0])
+    return (*map(min, zip(*low)), *map(max, zip(*high)))
 
 
 def _is_usable(box, height, width) -> bool:

@@ -13,7 +13,8 @@ from typing import Dict, List, NamedTuple, Optional
 from detectron2.utils.logger import log_first_n
 from tabulate import tabulate
 
-from .coco_annotations import MAX_COORDINATE, AnnotationReader, Ids, ReadingOptions, id_key, to_id
+from .annotation_values import MAX_COORDINATE, Ids, ReadingOptions, id_key, to_id
+from .coco_annotations import AnnotationReader
 from .images import ImageFileError, ImageFolder, ImageHeader, read_headers
 from .masks import is_nothing, parse_number
 from .reading_report import AnnotationFileError, ReadingReport, names, short

@@ -7,7 +7,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 
-from .coco_annotations import BOX_FORMATS, BOX_MASKS, CROWDS, ReadingOptions
+from .annotation_values import BOX_FORMATS, BOX_MASKS, CROWDS, ReadingOptions
 from .coco_format import Annotations, log_reading, read_annotations
 from .shapes import SHAPE_CLASSES, shapes_root
 

@@ -7,9 +7,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 from tabulate import tabulate
 
+from .annotation_values import ReadingOptions
 from .checks import check_image_files
 from .class_split import ClassSplit
-from .coco_annotations import ReadingOptions
 from .coco_format import read_annotations
 from .images import ImageReader
 from .masks import to_rle

@@ -16,6 +16,7 @@ __all__ = [
     "has_hole",
     "MIN_NUMBERS",
     "compressed_rle",
+    "from_text",
     "has_usable_mask",
     "is_nothing",
     "parse_number",
@@ -35,6 +36,7 @@ _SMALL_AREA = 4.0
 _OUTLINE_LIMIT = 100_000
 _OUTLINE_LIMIT_PER_PIXEL = 4
 _MAX_OUTLINE = 10_000_000
+_WORDS_FOR_NOTHING = ("", "nan", "none", "null")
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 
 
@@ -91,6 +93,17 @@ def is_nothing(value) -> bool:
     return value is None or value in ("", {}) or (isinstance(value, float) and math.isnan(value))
 
 
+def from_text(text: str):
+    """
+    Args:
+        text: JSON, or a word for nothing, that a table program wrote in place of a value.
+
+    Raises:
+        ValueError: for other text.
+    """
+    return None if text.strip().lower() in _WORDS_FOR_NOTHING else json.loads(text)
+
+
 def parse_segmentation(segmentation) -> ParsedMask:
     """Understand a `segmentation` in any of the forms that labeling tools write.
 
@@ -107,14 +120,14 @@ def parse_segmentation(segmentation) -> ParsedMask:
     Raises:
         SegmentationError: if it is neither empty nor understood.
     """
+    if segmentation and _is_usual(segmentation):
+        return ParsedMask(segmentation)
     if is_nothing(segmentation):
         return ParsedMask(None)
-    if _is_usual(segmentation):
-        return ParsedMask(segmentation)
     repairs = set()
     if isinstance(segmentation, str):
         try:
-            segmentation = json.loads(segmentation)
+            segmentation = from_text(segmentation)
         except ValueError:
             raise SegmentationError("its segmentation is text") from None
         repairs.add("segmentation written as text")
@@ -125,7 +138,7 @@ def parse_segmentation(segmentation) -> ParsedMask:
     elif isinstance(segmentation, list):
         mask = _parse_list(segmentation, repairs)
     else:
-        raise SegmentationError(f"its segmentation is a {type(segmentation).__name__}")
+        raise SegmentationError(f"its segmentation is of type {type(segmentation).__name__}")
     return ParsedMask(mask, tuple(sorted(repairs)))
 
 
@@ -139,7 +152,7 @@ def _is_usual(segmentation) -> bool:
 
 def _parse_list(values, repairs):
     parts = [x for x in values if not is_nothing(x)]
-    if any(isinstance(x, dict) for x in parts):
+    if any(isinstance(x, dict) and "counts" in x for x in parts):
         repairs.add("RLE in a list")
         masks = [_parse_rle(x, repairs) for x in parts if isinstance(x, dict)]
         if len(masks) < len(parts):
@@ -165,12 +178,11 @@ def parse_polygons(segmentation: list) -> ParsedMask:
 def _polygons(values, repairs) -> List[list]:
     """Polygons in nested lists; a list of numbers, of pairs, or of single pairs is one polygon."""
     if not isinstance(values, list):
-        raise SegmentationError("its polygons must be lists [x, y, x, y, ...] of numbers")
+        raise SegmentationError("its polygons must be lists [x, y, x, y, ...] of numbers", values)
     if not any(isinstance(x, (list, dict)) for x in values):
         repairs.add("one polygon as a flat list")
         return [_coordinates(values, repairs)]
-    # OpenCV's contours have each point in a list of its own.
-    points = [x[0] if _is_list(x, 1) and _is_list(x[0], 2) else x for x in values]
+    points = [_point(x) for x in values]
     if len(points) >= 3 and all(_is_list(x, 2) and not _holds_lists(x) for x in points):
         repairs.add("points as [x, y] pairs")
         return [_coordinates([number for point in points for number in point], repairs)]
@@ -183,6 +195,13 @@ def _polygons(values, repairs) -> List[list]:
         else:
             polygons += _polygons(x, repairs)
     return polygons
+
+
+def _point(x):
+    """[x, y] of an object with these keys, or of OpenCV's point in a list of its own."""
+    if isinstance(x, dict) and set(x) == {"x", "y"}:
+        return [x["x"], x["y"]]
+    return x[0] if _is_list(x, 1) and _is_list(x[0], 2) else x
 
 
 def _is_list(x, length) -> bool:
@@ -212,16 +231,18 @@ def _parse_rle(rle, repairs):
     if "counts" not in rle:
         known = ", ".join(map(str, list(rle)[:5]))
         raise SegmentationError(f"its segmentation is an object with the keys {known}, not an RLE")
-    if isinstance(counts, str) and counts[:2] in ("b'", 'b"'):
+    # Compressed counts have neither quotes nor commas.
+    if isinstance(counts, str) and set(counts) & set("'\","):
         try:
-            counts = ast.literal_eval(counts).decode("ascii")
-        except (SyntaxError, ValueError):
+            is_bytes = counts.startswith("b")
+            counts = ast.literal_eval(counts).decode("ascii") if is_bytes else json.loads(counts)
+        except (AttributeError, SyntaxError, ValueError):
             raise SegmentationError("the compressed counts of its RLE are damaged") from None
-        repairs.add("RLE counts as the text of bytes")
+        repairs.add("RLE counts as the text of bytes or of a list")
     if isinstance(counts, list):
         counts = _whole_numbers(counts, "the run lengths of its RLE", repairs)
     elif not isinstance(counts, str):
-        raise SegmentationError(f"the counts of its RLE are a {type(counts).__name__}")
+        raise SegmentationError(f"the counts of its RLE are of type {type(counts).__name__}")
     if is_nothing(size):
         repairs.add("RLE without size")
         size = None

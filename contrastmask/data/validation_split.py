@@ -6,7 +6,7 @@ from typing import Dict, List, Sequence, Set, Tuple
 
 import numpy as np
 
-from .coco_annotations import Ids, to_id
+from .annotation_values import Ids, to_id
 from .coco_format import load_json
 
 __all__ = ["choose_validation_images", "write_split"]

@@ -21,7 +21,7 @@ from annotation_samples import (
 )
 from detectron2.data.datasets.coco import load_coco_json
 
-from contrastmask.data.coco_annotations import ReadingOptions
+from contrastmask.data.annotation_values import ReadingOptions
 from contrastmask.data.coco_format import AnnotationFileError, log_reading, read_annotations
 from contrastmask.data.reading_report import ReadingReport
 
@@ -183,6 +183,20 @@ def root_category(name, supercategory):
 REPAIRED = {
     "flat polygon": (one("annotations", 0, segmentation=TRIANGLE), "flat list", 1),
     "pairs": (one("annotations", 2, segmentation=[[3, 3], [9, 3], [9, 9], [3, 9]]), "pairs", 1),
+    "points as objects": (
+        one("annotations", 0, segmentation=[
+            {"x": 2, "y": 2}, {"x": 12, "y": 2}, {"x": 12, "y": "10"},
+        ]),
+        None, 2,
+    ),
+    "a list of counts as text": (
+        one("annotations", 3, segmentation={
+            **make_rle(False, OTHER_HEIGHT, OTHER_WIDTH),
+            "counts": json.dumps(make_rle(False, OTHER_HEIGHT, OTHER_WIDTH)["counts"]),
+        }),
+        "counts as the text", 1,
+    ),
+    "segmentation of a table program": (one("annotations", 4, segmentation="NaN"), None, 0),
     "rle in a list": (one("annotations", 1, segmentation=[make_rle(True)]), "RLE in a list", 1),
     "coordinates as text": (
         one("annotations", 0, segmentation=[[str(x) for x in TRIANGLE]]), "numbers as text", 1,
@@ -202,6 +216,9 @@ REPAIRED = {
     "box of NaN": (one("annotations", 2, bbox=[NAN] * 4), "taken from the mask", 1),
     "box of null": (one("annotations", 2, bbox=[None] * 4), "taken from the mask", 1),
     "box with a NaN": (one("annotations", 2, bbox=[3, NAN, 6, 6]), None, 2),
+    "box from its last corner": (
+        one("annotations", 4, bbox=[10.5, 22, -9.5, -20]), "right or bottom", 1,
+    ),
     "box as JSON text": (one("annotations", 4, bbox="[1, 2, 9.5, 20]"), "box written as text", 1),
     "no sizes": (without("images", "height", "width"), "taken from the image file", 2),
     "a size null": (one("images", 1, height=None), "taken from the image file", 1),

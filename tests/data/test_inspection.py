@@ -126,7 +126,7 @@ def test_all_problems_are_found_at_once(paths, tmp_path):
         "box outside of its image": ["annotation 3 (image 7)"],
         "box partly outside of its image": ["annotation 4 (image 7)"],
         "segmentation without three points": ["annotation 5 (image 7)"],
-        "same class and box as another annotation": ["annotation 10 (image 7)"],
+        "same class and box as another one of the": ["annotation 10 (image 7)"],
     }
     lines = inspection.table_of_findings().splitlines()[2:]
     assert [x.startswith("| error") for x in lines] == [True] * 8 + [False] * 6

@@ -88,8 +88,8 @@ def test_several_rles_are_one_mask():
     "given, reason",
     [
         ("a text", "is text"),
-        (True, "is a bool"),
-        (7, "is a int"),
+        (True, "type bool"),
+        (7, "type int"),
         ([[1, 2, 3, 4, 5, "x"]], "x"),
         ([1, 2, 3, 4, 5, None], "null"),
         ([[1, 2, 3, 4, 5, NAN]], "nan"),
