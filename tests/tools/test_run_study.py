@@ -47,7 +47,7 @@ def content(data, tmp_path):
                 "settings": {"MODEL.ROI_CONTRASTIVE_HEAD.ENABLED": False},
             },
             # Trains with other base classes than those that the study compares.
-            "all_masks": {"settings": {"DATASETS.TRAIN": ["study_full"]}},
+            "all_masks": {"settings": {"DATASETS.TRAIN": ["study_full"], "SOLVER.MAX_ITER": 2}},
         },
     }
 
@@ -158,6 +158,7 @@ def test_each_variant_is_trained_and_evaluated_with_each_seed(runs):
     assert [x.count("--eval-only") for x in calls] == [0, 1] * 5
     trained = calls[::2]
     assert [setting(x, "SEED") for x in trained] == ["5", "5", "5", "3", "3"]
+    assert [setting(x, "SOLVER.MAX_ITER") for x in trained] == ["1", "1", "2", "1", "2"]
     assert {setting(x, "DATASETS.TEST") for x in trained} == {"()"}
     start = str(runs.output / "start" / "model_final.pth")
     assert [setting(x, "MODEL.WEIGHTS") for x in trained] == ["", *[start] * 4]
