@@ -71,7 +71,7 @@ uninstall:
 # package: this checks the installation and leaves bytecode, which uv does not write.
 
 PIP := "$(ENV_PYTHON)" -m pip --disable-pip-version-check
-STOPPED = { echo "error: the installation stopped, see above. $(1) Then run the same command again:" \
+STOPPED = { echo "error: the installation stopped, see above. $(strip $(1)) Then run the same command again:" \
   "it continues where it stopped." >&2; exit 1; }
 
 define CHECK_PYTHON
@@ -81,7 +81,7 @@ define CHECK_PYTHON
 endef
 
 # Pip's temporary files go to the disk that was checked for space.
-$(VENV)/.packages: export TMPDIR = $(abspath $(VENV))
+$(VENV)/.packages: export TMPDIR = $(abspath $(VENV))/tmp
 $(VENV)/.packages: requirements/build.txt requirements/constraints.txt $(ENV_PYTHON)
 	$(CHECK_PYTHON)
 	@test -f "$(VENV)/.contrastmask" || { mkdir -p "$(VENV)" && test -z "$$(ls -A "$(VENV)")"; } || { \
@@ -92,8 +92,9 @@ $(VENV)/.packages: requirements/build.txt requirements/constraints.txt $(ENV_PYT
 	    "make $(MAKECMDGOALS) VENV=folder" >&2; exit 1; }
 	@touch "$(VENV)/.contrastmask"
 	@$(PIP) --version >/dev/null 2>&1 || { \
-	  find "$(VENV)" -mindepth 1 ! -path "$(VENV)/.contrastmask" -delete; \
+	  find "$(VENV)" -mindepth 1 ! -name .contrastmask -delete; \
 	  echo "Creating $(VENV)"; "$(PYTHON)" -m venv "$(VENV)"; }
+	@mkdir -p "$$TMPDIR"
 	@$(PIP) install --quiet --require-hashes --requirement requirements/build.txt || $(call STOPPED, \
 	  Is the package registry reachable? Check the network and pip's settings (pip config list).)
 	@echo "Installing the pinned packages: about 3 GB to download"
@@ -102,6 +103,7 @@ $(VENV)/.packages: requirements/build.txt requirements/constraints.txt $(ENV_PYT
 	  echo "uv failed, trying pip, which has its own settings for proxies and registries"; \
 	  $(PIP) install --require-hashes --no-build-isolation --use-pep517 \
 	    --requirement requirements/constraints.txt; } || $(call STOPPED,Check the disk and the network.)
+	@rm -r "$$TMPDIR"
 	@touch "$@"
 
 # Nothing to do, but where it is missing (a removed Python, for example) all that follows runs again.

@@ -7,9 +7,11 @@ import warnings
 
 __version__ = "0.2.0.dev0"
 
+# PyTorch's warnings about the code of Detectron2 and fvcore, which their users cannot act on.
 with warnings.catch_warnings():
-    # Said by fvcore and Detectron2 when they are imported.
-    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # on import
     from . import checkpoint, modeling
     from .config import add_contrastmask_config, get_config
     from .predictor import Predictor
+warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release")
+warnings.filterwarnings("ignore", "The given NumPy array is not writable")

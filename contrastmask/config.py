@@ -176,6 +176,9 @@ def _add_dataset_config(cfg):
     cfg.DATASETS.BOX_FORMAT = "xywh"
     # In files of COCO_FORMAT, take the box of every annotation that has a mask from the mask.
     cfg.DATASETS.BOXES_FROM_MASKS = False
+    # What polygons that are upright rectangles mean in files of COCO_FORMAT: "masks", or "boxes",
+    # which VIA and Roboflow write as polygons too; such annotations then have no mask.
+    cfg.DATASETS.BOX_MASKS = "masks"
 
 
 def _add_input_config(cfg):
@@ -321,7 +324,7 @@ def _add_test_config(cfg):
     # Library that computes AP: "hotcoco" (fast), "pycocotools" (slow), or "auto": hotcoco if it is
     # installed, else pycocotools. The numbers are the same.
     cfg.TEST.COCO_EVAL_BACKEND = "auto"
-    # Also report the mask AP that the filled predicted boxes would have. One more pass.
+    # Also report the mask AP that the predicted boxes would have as masks. One more pass.
     cfg.TEST.EVAL_FILLED_BOXES = False
     # Write a report after each evaluation: report.html in OUTPUT_DIR (report_<dataset>.html if
     # there are several), one file with AP tables, charts, training curves and example masks. There

@@ -111,7 +111,7 @@ def write_weights(path, opts):
 def write_checkpoint(folder, opts):
     """Save random weights with config and classes, as training does; returns the path."""
     cfg, model = write_weights(folder / "weights.pth", opts)
-    split = class_split_from_config(cfg, cfg.DATASETS.TRAIN[0])
+    split = class_split_from_config(cfg)
     checkpointer = ContrastMaskCheckpointer(
         model, str(folder), description=Description.of(cfg, split)
     )

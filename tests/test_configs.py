@@ -82,7 +82,7 @@ def test_does_what_its_name_says(path):
         seen = iterations * cfg.SOLVER.IMS_PER_BATCH / IMAGES_PER_EPOCH
         assert abs(seen - epoch) < 0.01
 
-    split = class_split_from_config(cfg, "coco_2017_val")
+    split = class_split_from_config(cfg)
     counts = {"voc2nonvoc": (20, 60), "nonvoc2voc": (60, 20), "fully_supervised": (80, 0)}
     assert (len(split.base), len(split.novel)) == counts[direction]
     is_ours = kind == "contrastmask"

@@ -18,12 +18,14 @@ from PIL import Image
 
 import contrastmask
 from contrastmask.data import ContrastMaskDatasetMapper
-from contrastmask.data.images import ImageFileError
+from contrastmask.data.images import ImageFileError, ImageReader
 from contrastmask.data.shapes import SHAPE_BASE_CLASSES
 from contrastmask.predictor import _paste, to_rgb
 
 HEIGHT, WIDTH = 50, 90
 BOXES = np.array([[5.5, 4, 40, 30.25], [50, 5, 85, 49], [3, 20, 70, 48]])
+
+READER = ImageReader("RGB")
 
 
 @pytest.fixture(scope="module")
@@ -110,17 +112,17 @@ def test_kinds_of_images(image, tmp_path):
     gray = image[..., 0]
     threefold = np.stack([gray] * 3, axis=2)
     alpha = np.full((HEIGHT, WIDTH, 1), 7, np.uint8)
-    assert np.array_equal(to_rgb(gray), threefold)
-    assert np.array_equal(to_rgb(gray[..., None]), threefold)
-    assert np.array_equal(to_rgb(np.concatenate([image, alpha], axis=2)), image)
-    assert np.array_equal(to_rgb(Image.fromarray(gray)), threefold)
+    assert np.array_equal(to_rgb(gray, READER), threefold)
+    assert np.array_equal(to_rgb(gray[..., None], READER), threefold)
+    assert np.array_equal(to_rgb(np.concatenate([image, alpha], axis=2), READER), image)
+    assert np.array_equal(to_rgb(Image.fromarray(gray), READER), threefold)
     turned = Image.fromarray(image).transpose(Image.Transpose.ROTATE_90)
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.png", exif=exif)
     for x in (tmp_path / "turned.png", str(tmp_path / "turned.png")):
-        assert np.array_equal(to_rgb(x), image)
-        assert np.array_equal(to_rgb(Image.open(x)), image)
+        assert np.array_equal(to_rgb(x, READER), image)
+        assert np.array_equal(to_rgb(Image.open(x), READER), image)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_kinds_of_images(image, tmp_path):
 )
 def test_what_is_no_image(bad):
     with pytest.raises((ImageFileError, ValueError, TypeError), match="no.png|[Ii]mage"):
-        to_rgb(bad)
+        to_rgb(bad, READER)
 
 
 def test_masks_for_boxes_are_those_of_detectron2(predictor, image):
@@ -222,17 +224,16 @@ def test_scores_and_empty_masks():
 
 
 def test_an_image_is_encoded_once(predictor, image, count):
-    predictor.set_image(image)
+    given = image.copy()
+    predictor.set_image(given)
     first = predictor.masks_for_boxes(None, BOXES[:1], 4)
-    assert predictor.masks_for_boxes(image, BOXES[:1], 4) == first
-    predictor.masks_for_boxes(image.copy(), BOXES[1:], 5)
+    assert predictor.masks_for_boxes(given, BOXES[:1], 4) == first
+    predictor.masks_for_boxes(image, BOXES[1:], 5)
     predictor.masks_for_boxes(Image.fromarray(image), BOXES[1:], 5)
     predictor(image)
     assert len(count) == 1
-    other = image.copy()
-    predictor.set_image(other)
-    other[10:20, 10:30] = 255  # changed in place: old features must not be used
-    changed = predictor.masks_for_boxes(other, BOXES[:1], 4)
+    given[10:20, 10:30] = 255  # changed in place: old features must not be used
+    changed = predictor.masks_for_boxes(given, BOXES[:1], 4)
     assert len(count) == 2 and changed != first
     assert predictor.masks_for_boxes(image, BOXES[:1], 4) == first and len(count) == 3
     assert predictor.masks_for_boxes(image[:, :60], [[5, 5, 50, 40]], 4) and len(count) == 4

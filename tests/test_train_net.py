@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -123,6 +124,20 @@ def test_two_processes(datasets, trained, tmp_path):
     assert code == 0, log
     one, two = (x / "results.json" for x in (trained[0], tmp_path / "eval"))
     assert json.loads(one.read_text()) == json.loads(two.read_text())
+
+
+def test_damaged_image(datasets, tmp_path):
+    """Training ends with one line that names the image; the log file has the traceback."""
+    shutil.copytree(datasets, tmp_path / "datasets")
+    for path in (tmp_path / "datasets" / "shapes" / "train").iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    args = ["--num-gpus=2", f"--dist-url={free_address()}"]
+    args += ["DATALOADER.NUM_WORKERS", "1"]
+    code, log = run(tmp_path / "datasets", tmp_path / "out", *args)
+    assert code == 1 and "Traceback" not in log, log
+    (line,) = [x for x in log.splitlines() if "error:" in x]
+    assert "train_net.py" in line and "shapes/train/0000" in line
+    assert "Traceback" in (tmp_path / "out" / "log.txt").read_text()
 
 
 def free_address():

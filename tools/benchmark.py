@@ -29,7 +29,7 @@ from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark.utils.timer import timer
 
-from contrastmask.engine.programs import ignore_known_warnings, parse_args, program
+from contrastmask.engine.programs import parse_args, program
 
 _SIZES = {"channels": 256, "side": 28, "rois": None, "detections": [10, 100], "images": 5000}
 _QUICK = {"channels": 8, "side": 14, "rois": [2, 4], "detections": [3], "images": 10, "repeats": 1}
@@ -149,7 +149,6 @@ def _parse_args(argv):
 @program
 def main(argv=None):
     args = _parse_args(argv)
-    ignore_known_warnings()
     torch.set_num_threads(args.threads)
     machine = {
         "cores": len(os.sched_getaffinity(0)),

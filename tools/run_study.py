@@ -53,6 +53,8 @@ logger = logging.getLogger("contrastmask.run_study")
 _TRAIN_PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "train_net.py")
 _BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
 
+_ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+
 
 @dataclass(frozen=True)
 class Study:

@@ -15,11 +15,11 @@ from detectron2.utils.file_io import PathManager
 from .. import __version__
 from ..config import default_config, get_config, merge_overrides, naming_config
 from ..data import (
+    AnnotationFileError,
     ClassSplit,
     class_split_from_config,
     register_datasets,
     resolve_class_split,
-    set_num_classes,
 )
 from ..data.class_split import BASE_KEY, NOVEL_KEY
 from .reading import read_torch_file
@@ -232,8 +232,7 @@ def model_config(
         description.set_classes(cfg, overridden)
     cfg.MODEL.WEIGHTS = weights
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
-        register_datasets(cfg)
-        set_num_classes(cfg)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(model_class_split(cfg).class_names)
     return cfg
 
 
@@ -255,7 +254,12 @@ def model_class_split(cfg: CfgNode) -> ClassSplit:
     if not cfg.DATASETS.TRAIN:
         raise ValueError(f"The names of the classes are not known: set {CLASSES_KEY}")
     register_datasets(cfg)
-    return class_split_from_config(cfg)
+    try:
+        return class_split_from_config(cfg)
+    except (AnnotationFileError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{error}. Without the training data, name the classes in {CLASSES_KEY} and {BASE_KEY}"
+        ) from error
 
 
 def _items(cfg: CfgNode, prefix: str = "") -> Iterator[Tuple[str, object]]:

@@ -15,6 +15,6 @@ from .datasets import (
     to_model_classes,
     training_records,
 )
-from .loader import TrainingLoader, build_training_loader
+from .loader import TrainingLoader
 from .reading_report import AnnotationFileError
 from .supervision import class_split_from_config

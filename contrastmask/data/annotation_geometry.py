@@ -1,22 +1,27 @@
 """Mistakes in nearly all annotations of a file, proved by geometry: one error, not thousands."""
 
-from typing import List, Optional
+from typing import Callable, Collection, Dict, List, Optional, Tuple
 
 import numpy as np
 
+from .images import ImageHeader
 from .reading_report import ReadingReport
 
-__all__ = ["check_geometry"]
+__all__ = ["BOXES_FROM_MASKS", "check_geometry", "is_rectangle", "true_image_sizes"]
+
+BOXES_FROM_MASKS = "DATASETS.BOXES_FROM_MASKS True"
 
 # A mistake counts if it is in more than half of the annotations, and in so many.
 _MIN_NUMBER = 3
 # Fractions of the annotations that stand for "nearly all" and "all": some may be wrong otherwise.
 _NEARLY_ALL, _ALL = 0.9, 0.99
-# A mask whose own box overlaps the annotated one less than this belongs to something else.
-_NO_OVERLAP = 0.3
+# A box is that of a mask if they overlap so much, and surely is not if they overlap less than this.
+_SAME, _NO_OVERLAP = 0.7, 0.3
 # A mask fits its box if their sides differ by at most this.
 _SLACK_PIXELS = 2
 _SLACK_FRACTION = 0.1
+# Of the corners of a rectangle, in pixels.
+_ROUNDING = 0.01
 # Values of DATASETS.BOX_FORMAT: how XYXY comes from the four numbers of each row.
 _READINGS = {
     "xywh": lambda b: np.hstack([b[:, :2], b[:, :2] + b[:, 2:]]),
@@ -60,24 +65,85 @@ def check_geometry(
     if options.boxes_from_masks:
         has_box &= ~masked
     num_empty = int(drawn.sum() - masked.sum())
-    both = has_box & masked
+    # Boxes without width or height say nothing beside a mask, which takes their place.
+    has_box &= ~masked | (boxes[:, 2:] != 0).all(axis=1)
+    both, alone = has_box & masked, has_box & ~masked
+    in_masks = _problem_of_fractions("masks", extents[drawn], sizes[drawn])
+    remedy = f", or set {BOXES_FROM_MASKS}" if masked.any() and not in_masks else ""
     problem = (
-        _problem_of_fractions("boxes", boxes[has_box], sizes[has_box])
-        or _problem_of_fractions("masks", extents[drawn], sizes[drawn])
+        _problem_of_fractions("boxes", boxes[has_box], sizes[has_box], remedy)
+        or in_masks
         or _problem_of_empty_masks(num_empty, int(drawn.sum()))
     )
-    fits = {name: _fits(read(boxes[both]), extents[both]) for name, read in _READINGS.items()}
     if not problem and both.sum() >= _MIN_NUMBER:
-        problem = _problem_of_masks(fits, boxes[both], extents[both], options.box_format)
+        problem = _problem_of_masks(boxes[both], extents[both], options.box_format)
     elif not problem:
         problem = _problem_of_borders(boxes[has_box], sizes[has_box], options.box_format)
+    problem = problem or _problem_of_places(boxes[alone], sizes[alone], options.box_format)
     if problem:
         report.error(problem)
         return False
-    inside = _inside(_READINGS[options.box_format](boxes[both]), sizes[both])
-    for k in np.flatnonzero(both)[inside & ~fits[options.box_format]]:
+    read = _READINGS[options.box_format](boxes[both])
+    for k in np.flatnonzero(both)[_inside(read, sizes[both]) & ~_fits(read, extents[both])]:
         report.warn("mask that does not fit its box", where[k])
     return True
+
+
+def is_rectangle(polygon: List[float]) -> bool:
+    """Whether a polygon x, y, x, y, ... is an upright rectangle, such as a box drawn as a mask."""
+    if len(polygon) not in (8, 10):
+        return False
+    xs, ys = polygon[::2], polygon[1::2]
+    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+    off_x = max(min(x - left, right - x) for x in xs)
+    off_y = max(min(y - top, bottom - y) for y in ys)
+    corners = {(x - left < right - x, y - top < bottom - y) for x, y in zip(xs, ys)}
+    return max(off_x, off_y) <= _ROUNDING and len(corners) == 4
+
+
+def true_image_sizes(
+    corners: List[list],
+    sizes: List[tuple],
+    header_of: Callable[[int], Optional[ImageHeader]],
+    fixed: Collection[int] = (),
+) -> Dict[int, Tuple[int, int]]:
+    """Sizes in an annotation file that its boxes and the image files prove wrong.
+
+    Args:
+        corners: how far annotations reach in each of M images, [x, y] in pixels.
+        sizes: (height, width) of these images in the annotation file.
+        header_of: header of an image file, by index; None where it cannot be read.
+        fixed: images whose size in the annotation file is sure.
+
+    Returns:
+        dict: index -> height and width of the image file. If most images whose annotations reach
+        out of the stated size, and whose file has another one, are such that annotations fit the
+        file, it holds these and all others that fit their file better than the stated size. Else
+        it is empty: annotations may have been drawn on an image that was resized later.
+    """
+
+    def other_size(index: int, is_proof: bool) -> Optional[Tuple[int, int]]:
+        header = header_of(index)
+        is_other = header is not None and header.size != tuple(sizes[index])
+        # A small object fits an image however it is turned.
+        return header.size if is_other and (is_proof or header.orientation == 1) else None
+
+    def fits(index: int, size: Tuple[int, int]) -> bool:
+        x, y = corners[index]
+        return x <= size[1] + _SLACK_PIXELS and y <= size[0] + _SLACK_PIXELS
+
+    limits = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)[:, ::-1] + _SLACK_PIXELS
+    outside = np.flatnonzero((np.reshape(corners, (-1, 2)) > limits).any(axis=1)).tolist()
+    outside = [k for k in outside if k not in fixed]
+    found = {k: size for k in outside if (size := other_size(k, True))}
+    proved = {k: size for k, size in found.items() if fits(k, size)}
+    if len(proved) <= len(found) / 2:
+        return {}
+    for k in set(range(len(sizes))).difference(outside, fixed):
+        size = other_size(k, False)
+        if size and fits(k, size):
+            proved[k] = size
+    return proved
 
 
 def _inside(corners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -86,7 +152,9 @@ def _inside(corners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return (high > np.maximum(corners[:, :2], 0)).all(axis=1)
 
 
-def _problem_of_fractions(what: str, coordinates: np.ndarray, sizes: np.ndarray) -> str:
+def _problem_of_fractions(
+    what: str, coordinates: np.ndarray, sizes: np.ndarray, remedy: str = ""
+) -> str:
     """Whether coordinates (N, 4) are fractions of the sides of the images (N, 2)."""
     small = (coordinates >= 0).all(axis=1) & (coordinates <= 1).all(axis=1)
     small &= (sizes > 2).all(axis=1)
@@ -94,7 +162,7 @@ def _problem_of_fractions(what: str, coordinates: np.ndarray, sizes: np.ndarray)
         return ""
     return (
         f"the {what} of {small.sum()} of {len(small)} annotations lie between 0 and 1: they are "
-        "fractions of the image. Multiply x by the width and y by the height of the image"
+        f"fractions of the image. Multiply x by the width and y by the height of the image{remedy}"
     )
 
 
@@ -107,23 +175,22 @@ def _problem_of_empty_masks(num_empty: int, num_drawn: int) -> str:
     )
 
 
-def _problem_of_masks(fits, boxes, extents, box_format) -> str:
+def _problem_of_masks(boxes, extents, box_format) -> str:
     """Whether boxes are read in the wrong way, or belong to other things than the masks."""
-    total = len(boxes)
-    num_misfits = total - int(fits[box_format].sum())
-    if not _is_most(num_misfits, total):
+    overlaps = {name: _overlap(read(boxes), extents) for name, read in _READINGS.items()}
+    misfits = {name: int((overlap < _SAME).sum()) for name, overlap in overlaps.items()}
+    total, number = len(boxes), misfits[box_format]
+    if not _is_most(number, total):
         return ""
-    text = f"{num_misfits} of {total} masks do not fit their boxes ({_IN_WORDS[box_format]})"
-    likely = max((x for x in _READINGS if x != box_format), key=lambda name: fits[name].sum())
-    number = int(fits[likely].sum())
-    from_masks = "DATASETS.BOXES_FROM_MASKS True, which takes boxes from masks"
-    if number > total / 2:
+    text = f"{number} of {total} masks do not fit their boxes ({_IN_WORDS[box_format]})"
+    from_masks = f"{BOXES_FROM_MASKS}, which takes boxes from masks"
+    likely = min(misfits, key=misfits.get)
+    if misfits[likely] < total / 2:
         return (
-            f"{text}; read as {_IN_WORDS[likely]}, {number} would. Set DATASETS.BOX_FORMAT "
-            f"{likely}, or {from_masks}"
+            f"{text}; read as {_IN_WORDS[likely]}, {total - misfits[likely]} would. Set "
+            f"DATASETS.BOX_FORMAT {likely}, or {from_masks}"
         )
-    overlap = _overlap(_READINGS[box_format](boxes), extents)
-    if _is_most(int((overlap < _NO_OVERLAP).sum()), total):
+    if _is_most(int((overlaps[box_format] < _NO_OVERLAP).sum()), total):
         return (
             f"{text}, nor read in another way: they belong to other objects, or to images of "
             f"another size. Mend them, or set {from_masks}"
@@ -153,6 +220,17 @@ def _problem_of_borders(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -
                 f"DATASETS.BOX_FORMAT {name}"
             )
     return ""
+
+
+def _problem_of_places(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -> str:
+    """Whether boxes that no mask could replace are in other units, or of other images."""
+    number = len(boxes) - int(_inside(_READINGS[box_format](boxes), sizes).sum())
+    if not _is_most(number, len(boxes)):
+        return ""
+    return (
+        f"{number} of {len(boxes)} boxes ({_IN_WORDS[box_format]}) without a mask have no area in "
+        "their image: are they in pixels of these images?"
+    )
 
 
 def _is_most(number: int, total: int) -> bool:

@@ -1,7 +1,7 @@
 """What can be known before training is said before training: config and data against each other."""
 
 import logging
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import log_first_n
@@ -166,7 +166,7 @@ def check_image_files(annotations: Annotations, reader: ImageReader) -> List[dic
         reader: that images are read with later.
 
     Returns:
-        list[dict]: the records whose image can be used.
+        list[dict]: the records whose image can be used, sizes that are off by a pixel set right.
 
     Raises:
         AnnotationFileError: for an image that cannot be used, if the report raises errors.
@@ -185,10 +185,14 @@ def check_image_files(annotations: Annotations, reader: ImageReader) -> List[dic
             continue
         size = record["height"], record["width"]
         is_turned = header.orientation != 1
-        if header.size != size:
+        if header.size != size and _is_rounded(header.size, record):
+            report.repaired("height or width off by a pixel, taken from the image file", where)
+            record["height"], record["width"] = header.size
+        elif header.size != size:
             hint = " (its EXIF orientation turns it)" if is_turned else ""
             report.error(
-                "image file of another size than the annotations say (width x height)",
+                "image file of another size than the annotations say (width x height). If it is "
+                "the one that they were made on, take 'height' and 'width' out of its entry",
                 where,
                 f"{record['file_name']}: {header.size[1]} x {header.size[0]}{hint}, not "
                 f"{size[1]} x {size[0]}",
@@ -203,6 +207,13 @@ def check_image_files(annotations: Annotations, reader: ImageReader) -> List[dic
             report.warn("image file that several images share", where)
         usable.append(record)
     return usable
+
+
+def _is_rounded(size: Tuple[int, int], record: dict) -> bool:
+    """Whether a record says another size by rounding only, and has no mask that depends on it."""
+    has_rle = any(isinstance(x.get("segmentation"), dict) for x in record["annotations"])
+    differences = size[0] - record["height"], size[1] - record["width"]
+    return max(map(abs, differences)) <= 1 and not has_rle
 
 
 def check_all(cfg) -> None:

@@ -1,6 +1,8 @@
 """The entries of 'annotations' in a COCO-format file: each is understood, repaired or refused."""
 
+import json
 from array import array
+from collections import Counter
 from itertools import chain, groupby
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
@@ -8,7 +10,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from .annotation_geometry import check_geometry
+from .annotation_geometry import BOXES_FROM_MASKS, check_geometry, is_rectangle, true_image_sizes
 from .masks import (
     MIN_NUMBERS,
     SegmentationError,
@@ -20,16 +22,21 @@ from .masks import (
     parse_polygons,
     parse_segmentation,
 )
-from .reading_report import ReadingReport, short
+from .reading_report import ReadingReport, names, short
 
 __all__ = [
     "BOX_FORMATS",
+    "BOX_MASKS",
     "CROWDS",
     "CROWD_WARNING",
     "MAX_COORDINATE",
+    "NO_PIXEL",
+    "NO_POLYGON",
+    "ONLY_BOX",
     "AnnotationReader",
     "Ids",
     "ReadingOptions",
+    "id_key",
     "to_id",
 ]
 
@@ -41,6 +48,16 @@ BOX_FORMATS = {
 }
 # Values of DATASETS.CROWDS.
 CROWDS = ("ignore", "objects")
+# Values of DATASETS.BOX_MASKS.
+BOX_MASKS = ("masks", "boxes")
+BOX_MASK_WARNING = (
+    "most masks of the class are rectangles drawn as polygons. If the labeling tool wrote boxes so "
+    "(VIA, Roboflow), set DATASETS.BOX_MASKS boxes"
+)
+# What is counted, or warned of, where a drawn mask does not count.
+NO_PIXEL = "segmentation without a pixel of its image: box only"
+NO_POLYGON = "segmentation without three points: box only"
+ONLY_BOX = "box drawn as a polygon: box only (DATASETS.BOX_MASKS boxes)"
 CROWD_WARNING = (
     "crowd (iscrowd 1), left out of training. CVAT and V7 mark drawn masks in this way: if these "
     "are objects, set DATASETS.CROWDS objects"
@@ -52,9 +69,12 @@ MAX_COORDINATE = 100_000
 _MIN_BOX_SIDE = 0.01
 # An object with a shorter side, in pixels, may lie between the centers of pixels.
 _MIN_MASK_SIDE = 3.0
+# A rectangle is its box if they differ by at most this, in pixels. Fewer of them prove nothing.
+_BOX_SLACK = 1.5
+_MIN_BOX_MASKS = 3
 # Polygons are checked in batches of this many annotations to bound the memory this takes.
 _CHECK_BATCH = 20_000
-_FLAGS = {0: 0, 1: 1, "0": 0, "1": 1, "false": 0, "true": 1}
+_FLAGS = {0: 0, 1: 1, "false": 0, "true": 1}
 
 
 class ReadingOptions(NamedTuple):
@@ -62,11 +82,13 @@ class ReadingOptions(NamedTuple):
     crowds (str): what ``iscrowd`` 1 means, see ``DATASETS.CROWDS``.
     box_format (str): see ``DATASETS.BOX_FORMAT``.
     boxes_from_masks (bool): see ``DATASETS.BOXES_FROM_MASKS``.
+    box_masks (str): what a polygon that is its box means, see ``DATASETS.BOX_MASKS``.
     """
 
     crowds: str = "ignore"
     box_format: str = "xywh"
     boxes_from_masks: bool = False
+    box_masks: str = "masks"
 
 
 def to_id(value):
@@ -76,16 +98,22 @@ def to_id(value):
     return value if type(value) is int or isinstance(value, str) and value.strip() else None
 
 
+def id_key(value):
+    """The number that an id stands for, be it written as 7, 7.0, "7", "7.0" or "007"; else text."""
+    number = parse_number(value.strip() if isinstance(value, str) else value)
+    return str(value).strip() if number is None or number != int(number) else int(number)
+
+
 class Ids:
     """Looks up entries by id, also where a number stands as text in one place of the file."""
 
     def __init__(self):
         self._index: Dict[object, int] = {}
-        self._by_text: Dict[str, List[int]] = {}
+        self._by_key: Dict[object, List[int]] = {}
 
     def add(self, value, index: int) -> None:
         self._index[value] = index
-        self._by_text.setdefault(str(value).strip(), []).append(index)
+        self._by_key.setdefault(id_key(value), []).append(index)
 
     def find(self, value) -> Optional[int]:
         value = to_id(value)
@@ -93,7 +121,7 @@ class Ids:
             return None
         if value in self._index:
             return self._index[value]
-        found = self._by_text.get(str(value).strip(), ())
+        found = self._by_key.get(id_key(value), ())
         return found[0] if len(found) == 1 else None
 
     def __contains__(self, value) -> bool:
@@ -130,6 +158,7 @@ class _Mask(NamedTuple):
     extent (tuple or None): x0, y0, x1, y1 of what was drawn, usable or not; None for nothing.
     thin (list or None): polygons of an object so thin that they cover no pixel.
     warning (str): what deserves a look; empty for nothing.
+    is_rectangle (bool): an upright one.
     is_faulty (bool): refused, and reported.
     """
 
@@ -137,6 +166,7 @@ class _Mask(NamedTuple):
     extent: Optional[Tuple[float, float, float, float]] = None
     thin: Optional[list] = None
     warning: str = ""
+    is_rectangle: bool = False
     is_faulty: bool = False
 
 
@@ -154,6 +184,8 @@ class AnnotationReader:
         self._images = images
         self._options = options
         self._report = report
+        self._num_masks: Counter = Counter()  # by class
+        self._num_box_masks: Counter = Counter()
 
     def read(self, annotations: List[dict]) -> List[List[dict]]:
         """
@@ -166,6 +198,7 @@ class AnnotationReader:
         ids = self._annotation_ids(annotations)
         parsed = [self._parse(i, x, ids[i]) for i, x in enumerate(annotations)]
         parsed = [x for x in parsed if x is not None]
+        self._correct_image_sizes(parsed)
         masks = self._masks(parsed)
         sound = [k for k, mask in enumerate(masks) if not mask.is_faulty]
         parsed, masks = [parsed[k] for k in sound], [masks[k] for k in sound]
@@ -190,6 +223,7 @@ class AnnotationReader:
             same = seen.setdefault((x.image, x.category, *instance["bbox"]), x.where)
             if same != x.where:
                 self._report.warn("same class and box as another annotation of the image", x.where)
+        self._warn_of_box_masks()
         return instances
 
     # -- values -----------------------------------------------------------------------------------
@@ -216,15 +250,18 @@ class AnnotationReader:
         if is_crowd is None or is_ignored is None or not self._check_area(entry, where):
             return None
         try:
-            box = self._box(entry.get("bbox"), where)
-        except ValueError as error:
-            self._report.error(str(error), where, short(entry["bbox"]))
-            return None
-        try:
             mask, repairs = parse_segmentation(entry.get("segmentation"))
         except SegmentationError as error:
             self._refuse_mask(error, where, entry)
             return None
+        try:
+            box = self._box(entry.get("bbox"), where)
+        except ValueError as error:
+            if mask is None or not self._options.boxes_from_masks:
+                hint = "" if mask is None else f". {BOXES_FROM_MASKS} takes boxes from masks"
+                self._report.error(str(error) + hint, where, short(entry["bbox"]))
+                return None
+            box = None
         for what in repairs:
             self._report.repaired(what, where)
         return _Annotation(
@@ -238,10 +275,12 @@ class AnnotationReader:
         if index is None and not entries.is_excused(value):
             if key in entry:
                 plural = {"image": "images", "category": "categories"}[what]
-                self._report.error(f"'{plural}' has no {what} with its {key}", where, short(value))
+                known = names((repr(x.id) for x in entries.entries), 5) or "none"
+                reason = f"'{plural}' has no {what} with its {key} (ids there: {known})"
+                self._report.error(reason, where, short(value))
             else:
-                self._report.error(f"'{key}' is missing", where)
-        elif index is not None and type(value) is not type(entries.entries[index].id):
+                self._report.error(f"'{key}' is missing: set it, or take the annotation out", where)
+        elif index is not None and not _is_same(value, entries.entries[index].id):
             self._report.repaired(f"'{key}' as text or as a float", where)
         return index
 
@@ -249,8 +288,9 @@ class AnnotationReader:
         value = entry.get(key)
         if value is None or type(value) in (bool, int) and value in (0, 1):
             return bool(value)
-        text = value.strip().lower() if isinstance(value, str) else parse_number(value)
-        known = False if is_nothing(value) else _FLAGS.get(text)
+        number = parse_number(value)
+        flag = value.strip().lower() if number is None and isinstance(value, str) else number
+        known = False if is_nothing(value) else _FLAGS.get(flag)
         if known is None:
             self._report.error(f"'{key}' must be 0 or 1", where, short(value))
             return None
@@ -275,11 +315,17 @@ class AnnotationReader:
         Raises:
             ValueError: for a value that is no box.
         """
+        if isinstance(box, str) and box:
+            try:
+                box = json.loads(box)
+                self._report.repaired("box written as text", where)
+            except ValueError:
+                pass
         if is_nothing(box):
             return None
         if isinstance(box, list) and len(box) == 4:
-            if any(isinstance(x, float) and x != x for x in box):
-                self._report.repaired("box with NaN, taken for none", where)
+            if any(map(is_nothing, box)):
+                self._report.repaired("box with null or NaN, taken for none", where)
                 return None
             numbers = [float(x) if type(x) is bool else parse_number(x) for x in box]
             if None not in numbers and max(map(abs, numbers)) <= MAX_COORDINATE:
@@ -290,6 +336,26 @@ class AnnotationReader:
             "'bbox' must be 4 numbers of pixels (x, y, width, height), between "
             f"-{MAX_COORDINATE} and {MAX_COORDINATE}"
         )
+
+    def _correct_image_sizes(self, parsed: List[_Annotation]) -> None:
+        """Take sizes of images from their files, where annotations prove those stated wrong."""
+        to_xywh = BOX_FORMATS[self._options.box_format]
+        corners = [[0.0, 0.0] for _ in self._images.entries]
+        for x in parsed:
+            if x.box is not None:
+                left, top, width, height = to_xywh(*x.box)
+                corner = corners[x.image]
+                corner[:] = max(corner[0], left + width), max(corner[1], top + height)
+        has_rle = {x.image for x in parsed if isinstance(x.mask, dict)}
+        sizes = [(x.height, x.width) for x in self._images.entries]
+        found = true_image_sizes(corners, sizes, self._images.header_of, has_rle)
+        for index, size in sorted(found.items()):
+            entry = self._images.entries[index]
+            self._images.entries[index] = entry._replace(height=size[0], width=size[1])
+            self._report.repaired(
+                "height and width that do not fit the annotations, taken from the image file",
+                f"image {entry.id!r}",
+            )
 
     # -- masks ------------------------------------------------------------------------------------
 
@@ -368,18 +434,19 @@ class AnnotationReader:
             kept: those of them that cover a pixel.
             extent: x0, y0, x1, y1 of these, or of all if there are none.
         """
+        outlines = [p for p in polygons if len(p) >= MIN_NUMBERS]
+        if not outlines:
+            return _Mask(warning=NO_POLYGON)
         if not kept:
-            outlines = [p for p in polygons if len(p) >= MIN_NUMBERS]
             is_thin = min(extent[2] - extent[0], extent[3] - extent[1]) < _MIN_MASK_SIDE
-            what = "segmentation without three points, or without a pixel of its image: box only"
-            return _Mask(None, extent, outlines if outlines and is_thin else None, what)
+            return _Mask(None, extent, outlines if is_thin else None, NO_PIXEL)
         if len(kept) < len(polygons):
             what = "polygon without three points, or without a pixel of its image, left out"
             return _Mask(kept, extent, warning=what)
         if len(kept) > 1 and has_hole(kept):
             what = "hole drawn as a second polygon: COCO fills it. Export masks with holes as RLE"
             return _Mask(kept, extent, warning=what)
-        return _Mask(kept, extent)
+        return _Mask(kept, extent, is_rectangle=len(kept) == 1 and is_rectangle(kept[0]))
 
     def _numeric_polygons(self, x: _Annotation) -> List[list]:
         """
@@ -414,13 +481,19 @@ class AnnotationReader:
             "category_id": x.category,
             "iscrowd": int(x.is_ignored or self._is_left_out(x)),
         }
-        if mask.segmentation is not None:
+        is_box = mask.is_rectangle and self._is_box(x, mask)
+        if is_box and self._options.box_masks == "boxes":
+            self._report.count(ONLY_BOX)
+        elif mask.segmentation is not None:
             instance["segmentation"] = mask.segmentation
         elif mask.thin is not None:
             instance["thin_segmentation"] = mask.thin
         if parse_number(x.original.get("area")) is not None:
             instance["area"] = parse_number(x.original["area"])
-        self._count(x, mask)
+        if not instance["iscrowd"]:
+            self._num_masks[x.category] += mask.segmentation is not None
+            self._num_box_masks[x.category] += is_box
+        self._count(x, "segmentation" in instance)
         return instance
 
     def _is_left_out(self, x: _Annotation) -> bool:
@@ -453,7 +526,7 @@ class AnnotationReader:
         self._report.warn(f"{what}, left out", x.where)
         return None
 
-    def _count(self, x: _Annotation, mask: _Mask) -> None:
+    def _count(self, x: _Annotation, has_mask: bool) -> None:
         if x.is_ignored:
             self._report.count("marked 'ignore', left out of training")
             return
@@ -462,9 +535,9 @@ class AnnotationReader:
             return
         if x.is_crowd:
             self._report.count("iscrowd 1, taken as an object (DATASETS.CROWDS)")
-        self._report.count("mask" if mask.segmentation is not None else "box only")
+        self._report.count("mask" if has_mask else "box only")
         attributes = x.original.get("attributes")
-        if mask.segmentation is None and isinstance(attributes, dict):
+        if not has_mask and isinstance(attributes, dict):
             angle = parse_number(attributes.get("rotation")) or 0
             if angle % 360:
                 self._report.warn(
@@ -472,10 +545,30 @@ class AnnotationReader:
                     x.where,
                 )
 
+    def _is_box(self, x: _Annotation, mask: _Mask) -> bool:
+        """Whether a rectangle is the box of its annotation."""
+        if x.box is None:
+            return True
+        left, top, width, height = BOX_FORMATS[self._options.box_format](*x.box)
+        corners = (left, top, left + width, top + height)
+        return max(abs(a - b) for a, b in zip(corners, mask.extent)) <= _BOX_SLACK
+
+    def _warn_of_box_masks(self) -> None:
+        found = {k: n for k, n in self._num_box_masks.items() if n > self._num_masks[k] / 2}
+        if self._options.box_masks == "masks" and sum(found.values()) >= _MIN_BOX_MASKS:
+            for category, number in found.items():
+                name = self._categories.entries[category].name
+                where = f"'{name}' ({number} of {self._num_masks[category]})"
+                self._report.warn(BOX_MASK_WARNING, where)
+
     def _size(self, x: _Annotation) -> Tuple[int, int]:
         """Height and width of the image of an annotation."""
         image = self._images.entries[x.image]
         return image.height, image.width
+
+
+def _is_same(a, b) -> bool:
+    return type(a) is type(b) and a == b
 
 
 def _is_usable(box, height, width) -> bool:

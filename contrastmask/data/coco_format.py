@@ -13,8 +13,8 @@ from typing import Dict, List, NamedTuple, Optional
 from detectron2.utils.logger import log_first_n
 from tabulate import tabulate
 
-from .coco_annotations import MAX_COORDINATE, AnnotationReader, Ids, ReadingOptions, to_id
-from .images import ImageFileError, ImageFolder, read_headers
+from .coco_annotations import MAX_COORDINATE, AnnotationReader, Ids, ReadingOptions, id_key, to_id
+from .images import ImageFileError, ImageFolder, ImageHeader, read_headers
 from .masks import is_nothing, parse_number
 from .reading_report import AnnotationFileError, ReadingReport, names, short
 
@@ -22,7 +22,10 @@ __all__ = ["Annotations", "load_json", "log_reading", "read_annotations"]
 
 # Run lengths of masks are numbers of 32 bits.
 _MAX_IMAGE_PIXELS = 2**32 - 1
-_NOT_COCO = "'{key}' {problem}; is this a COCO instances file?"
+_NOT_COCO = (
+    "'{key}' {problem}; is this a COCO instances file? docs/EXCHANGE.md says how to get one from "
+    "labeling tools"
+)
 
 
 @dataclass
@@ -110,7 +113,7 @@ def read_annotations(
 def load_json(path: str) -> dict:
     """
     Args:
-        path: of an annotation file; a byte order mark at its beginning does not matter.
+        path: of an annotation file, in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Returns:
         dict: its content.
@@ -119,13 +122,13 @@ def load_json(path: str) -> dict:
         AnnotationFileError: if it is missing or damaged, or does not hold an object.
     """
     try:
-        with open(path, encoding="utf-8-sig") as f:
-            content = json.load(f)
+        with open(path, "rb") as f:
+            content = json.loads(f.read())
     except FileNotFoundError:
         raise AnnotationFileError(path, "there is no such annotation file") from None
     except OSError as error:
         raise AnnotationFileError(path, f"cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # also what is not UTF-8
+    except (ValueError, RecursionError) as error:  # also what is not Unicode
         raise AnnotationFileError(path, f"is not JSON, or was cut off: {error}") from None
     if not isinstance(content, dict):
         is_result = isinstance(content, list) and content and isinstance(content[0], dict)
@@ -179,11 +182,11 @@ class _Categories:
 
     def __init__(self, content: Dict[str, List[dict]], report: ReadingReport):
         self._report = report
-        self.has_faulty = False
+        self.has_faulty = not content["categories"]
         self.lookup = Ids()
         entries: List[_Category] = []
-        if not content["categories"]:
-            report.error("'categories' is empty")
+        if self.has_faulty:
+            report.error("'categories' is empty: name the classes in the labeling tool")
         for category in content["categories"]:
             entry = self._entry(category)
             if entry is None:
@@ -191,7 +194,9 @@ class _Categories:
             elif entry in entries:
                 report.repaired("category repeated, taken once", f"category {entry.id!r}")
             elif any(entry.id == other.id for other in entries):
-                report.error("two categories of different names have this id", f"{entry.id!r}")
+                names_of_id = [x.name for x in (*entries, entry) if x.id == entry.id]
+                what = "categories of different names have this id: change one"
+                report.error(what, f"{entry.id!r} ({names(map(repr, names_of_id))})")
             else:
                 entries.append(entry)
         self.entries = sorted(self._without_root(entries, content), key=lambda x: x.id)
@@ -232,22 +237,28 @@ class _Categories:
         return _Category(int(category_id), name)
 
     def _without_root(self, entries: List[_Category], content) -> List[_Category]:
-        """Leave out what Roboflow writes above the classes: a category that nothing belongs to."""
-        used = {to_id(x.get("category_id")) for x in content["annotations"]}
-        used = {str(x).strip() for x in used}
+        """
+        Leave out categories that nothing belongs to, where they are above the classes (Roboflow
+        writes one) or have the name of another one.
+        """
+        used = {id_key(x.get("category_id")) for x in content["annotations"]}
         parents = {
-            str(x.get("supercategory"))
+            x.get("supercategory")
             for x in content["categories"]
-            if x.get("supercategory") != x.get("name")
+            if isinstance(x.get("supercategory"), str) and x["supercategory"] != x.get("name")
         }
         kept = []
-        for entry in entries:
-            is_double = sum(entry.name == x.name for x in entries) > 1
-            if (is_double or entry.name in parents) and str(entry.id) not in used:
-                self._report.repaired(
-                    "category above the others (Roboflow's root), left out",
-                    f"category {entry.id!r} '{entry.name}'",
-                )
+        for index, entry in enumerate(entries):
+            what = ""
+            others = [k for k, x in enumerate(entries) if x.name == entry.name and k != index]
+            if entry.id in used:
+                pass
+            elif entry.name in parents:
+                what = "category above the others (Roboflow's root), left out"
+            elif any(entries[k].id in used or k > index for k in others):
+                what = "unused category with the name of another one (Roboflow's root), left out"
+            if what:
+                self._report.repaired(what, f"category {entry.id!r} '{entry.name}'")
             else:
                 kept.append(entry)
         return kept or entries
@@ -285,7 +296,7 @@ class _Images:
         found = self._files(entries, folder)
         seen = {}
         for entry, file in zip(entries, found):
-            image_id = to_id(entry.get("id"))
+            image_id = _image_id(entry)
             image = (
                 self._image(entry, image_id, file) if self._is_new(entry, image_id, seen) else None
             )
@@ -301,6 +312,13 @@ class _Images:
             double = next(x for x in texts if texts.count(x) > 1)
             report.error(f"two images have the id {double!r}, once as a number and once as text")
 
+    def header_of(self, index: int) -> Optional[ImageHeader]:
+        """Header of the file of an entry; None if files are not looked for, or it is damaged."""
+        if self._root is None:
+            return None
+        (header,) = read_headers([self.entries[index].file])
+        return header if isinstance(header, ImageHeader) else None
+
     def is_excused(self, image_id) -> bool:
         """Whether an annotation may point to an entry whose fault has been reported."""
         return self.has_nameless or self.faulty.find(image_id) is not None
@@ -309,10 +327,11 @@ class _Images:
         if image_id is None:
             self._report.error("an image has no number or string as 'id'", value=short(entry))
             return False
+        essence = [entry.get(key) for key in ("file_name", "coco_url", "height", "width")]
         if image_id not in seen:
-            seen[image_id] = entry
+            seen[image_id] = essence
             return True
-        if seen[image_id] == entry:
+        if seen[image_id] == essence:
             self._report.repaired("image entry repeated, taken once", f"image {image_id!r}")
         else:
             self._report.error("two images have this id", f"image {image_id!r}")
@@ -325,7 +344,7 @@ class _Images:
         sides = []
         for key in ("height", "width"):
             value, side = entry.get(key), parse_number(entry.get(key))
-            if is_nothing(value):
+            if is_nothing(value) or side == 0:
                 sides.append(None)
             elif side is None or side != int(side) or not 0 < side <= MAX_COORDINATE:
                 self._report.error(
@@ -361,7 +380,9 @@ class _Images:
         for entry in entries:
             where = f"image {entry.get('id')!r}"
             name, file, way = image_file_name(entry), None, ""
-            if not isinstance(name, str) or not name:
+            if _image_id(entry) is None:
+                pass  # reported elsewhere
+            elif not isinstance(name, str) or not name:
                 self._report.error("it has no 'file_name'", where)
             elif not _is_unicode(name):
                 self._report.error("its 'file_name' is not Unicode text", where, short(name))
@@ -398,6 +419,10 @@ class _Images:
             )
         for name in missing:
             self._report.error(f"missing image file in '{self._root}'", name)
+
+
+def _image_id(image: dict):
+    return to_id(image.get("id", image.get("image_id")))
 
 
 def image_file_name(image: dict):

@@ -93,9 +93,9 @@ class ContrastMaskDatasetMapper(DatasetMapper):
                 for annotation in annotations
                 if not annotation.get("iscrowd", 0)
             ]
-        path = dataset_dict["file_name"]
-        with naming_image(path, dataset_dict.get("image_id")):
-            image = self.image_reader(path)
+        path, image_id = dataset_dict["file_name"], dataset_dict.get("image_id")
+        image = self.image_reader(path, image_id)
+        with naming_image(path, image_id):
             utils.check_image_size(dataset_dict, image)
             augmented = T.AugInput(image)
             transforms = self.augmentations(augmented)

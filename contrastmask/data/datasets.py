@@ -7,7 +7,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 
-from .coco_annotations import BOX_FORMATS, CROWDS, ReadingOptions
+from .coco_annotations import BOX_FORMATS, BOX_MASKS, CROWDS, ReadingOptions
 from .coco_format import Annotations, log_reading, read_annotations
 from .shapes import SHAPE_CLASSES, shapes_root
 
@@ -101,16 +101,18 @@ def register_datasets(cfg) -> None:
 def reading_options(cfg) -> ReadingOptions:
     """
     Args:
-        cfg (CfgNode): ``DATASETS.CROWDS``, ``BOX_FORMAT`` and ``BOXES_FROM_MASKS`` are used.
+        cfg (CfgNode): ``DATASETS.CROWDS``, ``BOX_FORMAT``, ``BOXES_FROM_MASKS`` and
+            ``BOX_MASKS`` are used.
 
     Raises:
         ValueError: for an unknown value; it names the key.
     """
     keys = cfg.DATASETS
-    for name, known in (("CROWDS", CROWDS), ("BOX_FORMAT", tuple(BOX_FORMATS))):
+    known_values = {"CROWDS": CROWDS, "BOX_FORMAT": tuple(BOX_FORMATS), "BOX_MASKS": BOX_MASKS}
+    for name, known in known_values.items():
         if keys[name] not in known:
             raise ValueError(f"DATASETS.{name} is {keys[name]!r}, choose from {', '.join(known)}")
-    return ReadingOptions(keys.CROWDS, keys.BOX_FORMAT, keys.BOXES_FROM_MASKS)
+    return ReadingOptions(keys.CROWDS, keys.BOX_FORMAT, keys.BOXES_FROM_MASKS, keys.BOX_MASKS)
 
 
 def register_shapes(root: str) -> None:
@@ -138,7 +140,8 @@ def annotations_of(dataset_name: str) -> Optional[Annotations]:
         Annotations or None: what its annotation file holds, read once in this process; None for a
         dataset that :func:`register_coco_format` did not register.
     """
-    DatasetCatalog.get(dataset_name)
+    if dataset_name in DatasetCatalog:
+        DatasetCatalog.get(dataset_name)
     known = _read.get(dataset_name)
     return known[1] if known else None
 

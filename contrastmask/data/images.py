@@ -2,11 +2,13 @@
 
 import os
 import re
+import unicodedata
 import warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from itertools import takewhile
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 from urllib.parse import unquote
 
 import numpy as np
@@ -30,6 +32,8 @@ __all__ = [
 # EXIF orientations that swap height and width.
 _TURNED = (5, 6, 7, 8)
 _NUM_THREADS = 16  # which wait for disks
+# Label Studio puts such a prefix before the names of uploaded files.
+_UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
 
 
 class ImageFileError(ValueError):
@@ -77,6 +81,8 @@ def _read_header(path: str) -> Union[ImageHeader, ImageFileError]:
 
 
 def _exif_orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return 1  # Pillow would read all pixels to look for more
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # as Detectron2 does for damaged EXIF data
@@ -113,10 +119,11 @@ class ImageReader:
             raise ValueError(f"INPUT.GRAY_RANGE is {gray_range}: give two levels, black and white")
         return cls(format or cfg.INPUT.FORMAT, gray_range, cfg.INPUT.MAX_IMAGE_PIXELS)
 
-    def __call__(self, path: str) -> np.ndarray:
+    def __call__(self, path: str, image_id=None) -> np.ndarray:
         """
         Args:
             path (str): image file.
+            image_id (int or str): its id in the annotation file, if there is one.
 
         Returns:
             array: (H, W, 3) uint8, turned as the image's EXIF orientation says.
@@ -124,7 +131,7 @@ class ImageReader:
         Raises:
             ImageFileError: if the file is missing, damaged, or of a kind that cannot be used.
         """
-        with naming_image(path):
+        with naming_image(path, image_id):
             with self._pixel_limit(), PathManager.open(path, "rb") as f, Image.open(f) as image:
                 return self.convert(image)
 
@@ -219,8 +226,9 @@ class ImageFolder:
 
         Returns:
             str or None: path of the file. If there is none of this name, it is the one file in the
-            folder, or below it, with the same last part: after backslashes or a slash, without
-            URL escapes, in upper or lower case. None if there is none, or more than one.
+            folder, or below it, with the same last part: after backslashes or a slash, without URL
+            escapes, query, or Label Studio's prefix, in upper or lower case, and however accents
+            are encoded. None if there is none, or more than one that fits equally well.
             str: "" for the very name, else how the file was found.
         """
         if self._exists(name):
@@ -229,9 +237,13 @@ class ImageFolder:
             if self._exists(other):
                 return os.path.join(self.root, other), "file name with backslashes or URL escapes"
         last = unquote(re.split(r"[/\\]|\?d=", name)[-1])
-        paths = self._files().get(last.lower(), [])
-        if len(paths) > 1:  # names that differ in upper and lower case only
-            paths = [x for x in paths if os.path.basename(x) == last] or paths
+        paths: List[str] = []
+        for other in (last, last.split("?")[0], _UPLOAD_PREFIX.sub("", last, count=1)):
+            paths = paths or self._files().get(_without_case(other), [])
+        if len(paths) > 1:  # the folders before it tell, or upper and lower case
+            wanted = unquote(name.replace("\\", "/")).split("/")
+            paths = _best(paths, lambda path: _common_end(path.split(os.sep), wanted))
+            paths = _best(paths, lambda path: os.path.basename(path) == last)
         found = paths[0] if len(paths) == 1 else None
         return found, "image found by the last part of its file name"
 
@@ -248,5 +260,20 @@ class ImageFolder:
             self._by_last_part = defaultdict(list)
             for folder, _, files in os.walk(self.root):
                 for file in files:
-                    self._by_last_part[file.lower()].append(os.path.join(folder, file))
+                    self._by_last_part[_without_case(file)].append(os.path.join(folder, file))
         return self._by_last_part
+
+
+def _best(paths: List[str], score: Callable[[str], int]) -> List[str]:
+    scores = [score(path) for path in paths]
+    return [path for path, value in zip(paths, scores) if value == max(scores)]
+
+
+def _common_end(a: List[str], b: List[str]) -> int:
+    """How many of the last parts of two paths are equal."""
+    pairs = zip(reversed(a), reversed(b))
+    return len(list(takewhile(lambda x: _without_case(x[0]) == _without_case(x[1]), pairs)))
+
+
+def _without_case(name: str) -> str:
+    return unicodedata.normalize("NFC", name).lower()

@@ -146,8 +146,9 @@ def inspect_annotation_file(
                 rle = to_rle(x["segmentation"], record["height"], record["width"])
                 numbers.mask_areas.append(float(mask_util.area(rle)))
     if not report.errors:  # else they may only follow from an error
-        for name, numbers in zip(annotations.class_names, statistics):
-            if numbers.num_instances == 0:
+        used = {x["category_id"] for r in annotations.records for x in r["annotations"]}
+        for category, name in enumerate(annotations.class_names):
+            if category not in used:  # one with crowds only has had its warning
                 report.warn("class without instances", f"'{name}'")
         for record in annotations.records:
             if not record["annotations"]:

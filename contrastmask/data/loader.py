@@ -2,52 +2,23 @@
 
 import itertools
 import random
-from typing import Callable, Iterator
+from typing import Callable, Iterator, List
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .datasets import forget_annotations, training_records
+from .datasets import training_records
 
-__all__ = ["TrainingLoader", "build_training_loader"]
+__all__ = ["TrainingLoader"]
 
-# What random numbers are for: the first number of the key that they follow from.
-_SAMPLER, _WORKERS, _EXAMPLE, _STEP = range(4)
-
-
-def build_training_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> "TrainingLoader":
-    """
-    Args:
-        cfg (CfgNode): its sampler, batch size, grouping and workers are used as in Detectron2's
-            ``build_detection_train_loader``.
-        mapper (callable): from the dict of an image in Detectron2's format to a training example.
-
-    Returns:
-        TrainingLoader: for this process.
-    """
-    seed = max(cfg.SEED, 0)
-    state = np.random.get_state()
-    np.random.seed(_words(_SAMPLER, seed)[1])  # RandomSubsetTrainingSampler draws its subset
-    parts = build_detection_train_loader.from_config(
-        cfg, mapper=mapper, dataset=training_records(cfg)
-    )
-    np.random.set_state(state)
-    loader = TrainingLoader(
-        parts["dataset"],
-        parts["mapper"],
-        parts["sampler"],
-        total_batch_size=parts["total_batch_size"],
-        aspect_ratio_grouping=parts["aspect_ratio_grouping"],
-        num_workers=parts["num_workers"],
-        seed=seed,
-    )
-    forget_annotations()  # the loader has a compact copy
-    return loader
+# What random numbers are for: the first number of the key that they follow from. Other numbers
+# would change how trainings of earlier versions go on.
+_SAMPLER, _EXAMPLE, _STEP = 0, 2, 3
 
 
 class TrainingLoader:
@@ -62,12 +33,13 @@ class TrainingLoader:
     it, from the seed, the process and the iteration.
     """
 
+    @configurable
     def __init__(
         self,
-        dataset: list,
+        dataset: List[dict],
+        *,
         mapper: Callable[[dict], dict],
         sampler: Sampler,
-        *,
         total_batch_size: int,
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
@@ -102,6 +74,18 @@ class TrainingLoader:
         self._sampler = sampler
         self._num_workers = num_workers
         self.begin_at(0, seed)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *, mapper: Callable[[dict], dict]) -> dict:
+        """Sampler, batch size, grouping and workers as in ``build_detection_train_loader``."""
+        seed = max(cfg.SEED, 0)
+        state = np.random.get_state()
+        np.random.seed(_words(_SAMPLER, seed)[1])  # RandomSubsetTrainingSampler draws its subset
+        arguments = build_detection_train_loader.from_config(
+            cfg, mapper=mapper, dataset=training_records(cfg)
+        )
+        np.random.set_state(state)
+        return {**arguments, "seed": seed}
 
     def begin_at(self, iteration: int, seed: int) -> None:
         """

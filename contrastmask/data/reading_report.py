@@ -50,7 +50,7 @@ class Finding:
         """The first entries; a noun that all of them begin with is said once."""
         shown = self.where[:_NUM_EXAMPLES]
         noun, _, first = shown[0].partition(" ")
-        if all(x.startswith(f"{noun} ") and "," not in x for x in shown[1:]):
+        if noun.isalpha() and all(x.startswith(f"{noun} ") and "," not in x for x in shown[1:]):
             shown = [shown[0], *(x[len(noun) + 1 :] for x in shown[1:])]
         separator = "; " if any("," in x for x in shown) else ", "
         return separator.join(shown) + (", ..." if len(self.where) > _NUM_EXAMPLES else "")

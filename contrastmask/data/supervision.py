@@ -1,11 +1,13 @@
 """Who has masks to learn from: counts, and the base and novel classes of a config."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import FrozenSet, Sequence, Tuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .class_split import ClassSplit, is_from_annotations, resolve_class_split
+from .coco_annotations import NO_PIXEL, NO_POLYGON, ONLY_BOX
 from .datasets import (
     annotations_of,
     class_names_of,
@@ -103,7 +105,7 @@ def why_there_is_no_mask(dataset_names: Sequence[str]) -> str:
     Returns:
         str: how many masks there are, why they do not count, and what to do.
     """
-    num_crowds = num_empty = 0
+    num_crowds, why = 0, Counter()
     for name in dataset_names:
         for record in DatasetCatalog.get(name):
             for x in record.get("annotations", ()):
@@ -111,15 +113,16 @@ def why_there_is_no_mask(dataset_names: Sequence[str]) -> str:
         annotations = annotations_of(name)
         if annotations is not None:
             report = annotations.report
-            num_empty += sum(
-                len(x.where) for x in report.findings if x.what.startswith("segmentation without")
-            )
+            why.update({what: len(report.where_of(what)) for what in (NO_PIXEL, NO_POLYGON)})
+            why[ONLY_BOX] += report.counts[ONLY_BOX]
     where = " and ".join(map(describe, dataset_names))
     if num_crowds:
         return (
             f"all {num_crowds} masks in {where} are crowds (iscrowd 1), which are left out. CVAT "
             "and V7 mark drawn masks in this way: if these are objects, set DATASETS.CROWDS objects"
         )
-    if num_empty:
-        return f"none of the {num_empty} masks in {where} covers a pixel of its image"
-    return f"no annotation in {where} has a mask. To train on boxes alone, set MODEL.MASK_ON False"
+    remedy = "To train on boxes alone, set MODEL.MASK_ON False"
+    reasons = [f"{number} x {what}" for what, number in why.items() if number]
+    if reasons:
+        return f"none of the segmentations in {where} counts: {'; '.join(reasons)}. {remedy}"
+    return f"no annotation in {where} has a mask. {remedy}"

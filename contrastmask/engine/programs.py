@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import sys
-import warnings
 from contextlib import contextmanager
 from typing import Callable, Iterator, List, Optional
 
@@ -19,7 +18,6 @@ __all__ = [
     "add_model_arguments",
     "build_predictor",
     "hide_tracebacks",
-    "ignore_known_warnings",
     "parse_args",
     "program",
     "user_errors",
@@ -92,12 +90,6 @@ def hide_tracebacks() -> None:
             handler.addFilter(lambda x: not (x.exc_info and isinstance(x.exc_info[1], _ERRORS)))
 
 
-def ignore_known_warnings() -> None:
-    """Ignore the warnings that PyTorch gives about Detectron2's code: users cannot act on them."""
-    warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release")
-    warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-
-
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of :func:`build_predictor`."""
     parser.add_argument("--weights", required=True, help="checkpoint of the trained model")
@@ -124,7 +116,6 @@ def parse_args(
 
 def build_predictor(args: argparse.Namespace) -> Predictor:
     """The model that is named in the arguments."""
-    ignore_known_warnings()
     if args.config_file:
         return Predictor(args.config_file, args.weights, opts=args.opts)
     return Predictor(args.weights, opts=args.opts)

@@ -14,7 +14,7 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint.description import model_config
 from ..config import get_config, naming_config, use_available_device
 from ..data import register_datasets, set_num_classes
-from .programs import hide_tracebacks, ignore_known_warnings
+from .programs import hide_tracebacks
 
 
 def load_config(config_file: str, opts: Sequence[str] = (), *, trained: bool = False) -> CfgNode:
@@ -32,7 +32,6 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, trained: bool = F
         ValueError: if the file cannot be read, and for keys and values that do not exist; it names
             the file or the key.
     """
-    ignore_known_warnings()
     cfg = (model_config if trained else get_config)(config_file, opts)
     use_available_device(cfg)
     register_datasets(cfg)

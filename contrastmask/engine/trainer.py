@@ -15,10 +15,11 @@ from ..checkpoint import ContrastMaskCheckpointer, Description
 from ..data import (
     ContrastMaskDatasetMapper,
     SkipUnreadable,
-    build_training_loader,
+    TrainingLoader,
     class_split_from_config,
     test_records,
 )
+from ..data.datasets import forget_annotations
 from ..data.images import ImageReader
 from ..data.resizing import TTAMapper
 from ..evaluation import (
@@ -137,7 +138,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_training_loader(cfg, ContrastMaskDatasetMapper(cfg, is_train=True))
+        loader = TrainingLoader(cfg, mapper=ContrastMaskDatasetMapper(cfg, is_train=True))
+        forget_annotations()  # the loader has a compact copy
+        return loader
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):

@@ -12,6 +12,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
@@ -38,12 +39,14 @@ class EvaluationModel(nn.Module):
     def __init__(self, model: nn.Module, *, gt_box_masks: bool = True):
         """
         Args:
-            model (GeneralizedRCNN): perhaps wrapped for data parallel training.
-            gt_box_masks: predict masks for ground-truth boxes; needs a mask branch.
+            model (nn.Module): in Detectron2's form, perhaps wrapped for data parallel training.
+            gt_box_masks: predict masks for ground-truth boxes, if it is a GeneralizedRCNN; needs a
+                mask branch.
         """
         super().__init__()
         self.model = model
-        self.gt_box_masks = gt_box_masks
+        self._detector = getattr(model, "module", model)
+        self.gt_box_masks = gt_box_masks and isinstance(self._detector, GeneralizedRCNN)
         self.train(model.training)  # the state that evaluation restores
 
     def forward(self, inputs: List[dict]) -> List[dict]:
@@ -58,9 +61,7 @@ class EvaluationModel(nn.Module):
     def _forward(self, inputs):
         if not self.gt_box_masks:
             return self.model(inputs)
-        model = self.model
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
+        model = self._detector
         encoded = encode(model, inputs)
         annotations = [x.get("annotations", ()) for x in inputs]
         masks = masks_for_boxes(

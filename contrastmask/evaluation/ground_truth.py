@@ -54,10 +54,11 @@ def read_ground_truth(
         ValueError: if the file is not sound, or has none of the classes.
     """
     annotations = annotations_of(dataset_name) or _read(dataset_name, output_dir)
-    names = MetadataCatalog.get(dataset_name).get("thing_classes")
-    if names is None or len(names) != len(annotations.class_names):
-        names = annotations.class_names
-    id_of = dict(zip(names, annotations.category_ids))
+    id_of = dict(zip(annotations.class_names, annotations.category_ids))
+    metadata = MetadataCatalog.get(dataset_name)
+    ids = metadata.get("thing_dataset_id_to_contiguous_id")
+    if ids is not None:  # the names that Detectron2 knows come before those in the file
+        id_of = {metadata.thing_classes[i]: category_id for category_id, i in ids.items()}
     category_ids = [id_of.get(name) for name in model_names]
     if not any(x is not None for x in category_ids):
         raise ValueError(

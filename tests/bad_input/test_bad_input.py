@@ -3,6 +3,7 @@
 import pickle
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from contrastmask.data.inspection import inspect_annotation_file
 from contrastmask.data.shapes import ShapesParams, write_shapes
 
 REMOVED = object()
-EMPTY_MASK = "segmentation without three points, or without a pixel of its image: box only"
+NO_PIXEL = "segmentation without a pixel of its image: box only"
+NO_POLYGON = "segmentation without three points: box only"
 NO_AREA, OUTSIDE = "box without area, left out", "box outside of its image, left out"
 
 # ---------------------------------------------------------------------------------------------
@@ -201,16 +203,16 @@ def repaired(what, then=lambda loaded: None, number="2"):
     """An annotation is understood and counted."""
 
     def check(loaded):
-        (text,) = loaded.found
-        assert what in text and loaded.found[text][-1] == number
+        (text,) = [x for x in loaded.found if what in x]
+        assert loaded.found[text][-1] == number
         assert len(loaded.records[7]["annotations"]) == (1 if number == "5" else 2)
         then(loaded)
 
     return check
 
 
-def box_only(loaded):
-    assert loaded.found == {EMPTY_MASK: ["5"]}
+def box_only(loaded, why=NO_PIXEL):
+    assert loaded.found == {why: ["5"]}
     assert "segmentation" not in loaded.annotation()
     assert loaded.instances().gt_has_mask.tolist() == [False]
 
@@ -238,7 +240,7 @@ def box(*expected):
 
 def sound(loaded):
     assert [x["id"] for x in loaded.records[7]["annotations"]] in ([1, 2], [1, 1.5])
-    assert [x["bbox"] for x in loaded.records[7]["annotations"]] == [[2, 2, 10, 8]] * 2
+    assert [x["bbox"][:2] for x in loaded.records[7]["annotations"]] == [[2, 2]] * 2
     assert loaded.instances().gt_has_mask.tolist() == [True, True]
 
 
@@ -252,7 +254,7 @@ def colors(left=LEFT, right=RIGHT, tolerance=0):
 
 def base_names(*names):
     def check(cfg):
-        assert set(class_split_from_config(cfg, cfg.DATASETS.TRAIN[0]).base_names) == set(names)
+        assert set(class_split_from_config(cfg).base_names) == set(names)
 
     return check
 
@@ -277,7 +279,7 @@ TABLE = {
     "JSON: cut off": Row(AnnotationFile('{"images": ['), "is not JSON, or was cut off"),
     "JSON: a zero byte": Row(AnnotationFile("\x00"), "is not JSON"),
     "JSON: 100,000 levels": Row(AnnotationFile("[" * 100_000), "is not JSON"),
-    "JSON: UTF-16": Row(AnnotationFile("{}".encode("utf-16")), "is not JSON"),
+    "JSON: UTF-16": Row(AnnotationFile("{}".encode("utf-16")), "'images' is missing"),
     "JSON: Latin-1": Row(AnnotationFile('{"é": 1}'.encode("latin-1")), "is not JSON"),
     "JSON: number of 5000 digits": Row(AnnotationFile('{"a": ' + "1" * 5000 + "}"), "is not JSON"),
     "JSON: a list": Row(AnnotationFile("[]"), "is not a JSON object"),
@@ -293,7 +295,7 @@ TABLE = {
     "no categories": Row(changed("categories", []), "'categories' is empty"),
     "category id 0": Row(only(category_id=0), has(category_id=0)),
     "category id negative": Row(dogs_have_id(-1), has(category_id=0)),
-    "category id of 200 bits": Row(dogs_have_id(2**200), has(category_id=1)),
+    "category id of 200 bits": Row(dogs_have_id(2**200), has(category_id=2)),
     "category without id": Row(
         changed("categories", 0, "id", REMOVED), "a category has no whole number as 'id'"
     ),
@@ -306,7 +308,7 @@ TABLE = {
         changed("categories", 0, "name", "\ud800"), "category 40: its 'name' is not Unicode text"
     ),
     "category ids double": Row(
-        changed("categories", 0, "id", 0), "0: two categories of different names have"
+        changed("categories", 0, "id", 0), "0 .'dog', 'cat'.: categories of different names have"
     ),
     "category names double": Row(
         AnnotationFile(lambda x: (x["categories"][0].update(name="cat"), _use_cat(x))),
@@ -333,7 +335,9 @@ TABLE = {
     ),
     "height is text": Row(changed("images", 0, "height", "20"), sound),
     "height 20.0": Row(changed("images", 0, "height", 20.0), sound),
-    "width 0": Row(changed("images", 0, "width", 0), "image 7: 'width'.*got 0"),
+    "width 0": Row(
+        changed("images", 0, "width", 0), repaired("taken from the image file", sound, "7")
+    ),
     "width negative": Row(changed("images", 0, "width", -30), "image 7: 'width'.*got -30"),
     "image of 10 billion pixels": Row(
         AnnotationFile(lambda x: x["images"][0].update(height=100_000, width=100_000)),
@@ -350,11 +354,11 @@ TABLE = {
     "unknown image": Row(second("image_id", 99), r"annotation 2 \(image 99\): 'images' has no"),
     "image_id is text": Row(second("image_id", "7"), repaired("'image_id' as text", sound)),
     "image_id a list": Row(second("image_id", [7]), r"annotation 2 \(image \[7\]\): 'images' has"),
-    "unknown category": Row(second("category_id", 41), "annotation 2 .*category_id; got 41"),
+    "unknown category": Row(second("category_id", 41), "annotation 2 .*category_id .*; got 41"),
     "category_id is text": Row(
         second("category_id", "40"), repaired("'category_id' as text", sound)
     ),
-    "category_id true": Row(second("category_id", True), "annotation 2 .*category_id; got True"),
+    "category_id true": Row(second("category_id", True), "annotation 2 .*category_id .*; got True"),
     "iscrowd is text": Row(second("iscrowd", "0"), repaired("'iscrowd'", sound)),
     "iscrowd 2": Row(second("iscrowd", 2), "annotation 2 .*'iscrowd' must be 0 or 1; got 2"),
     "iscrowd true, with polygons": Row(second("iscrowd", True), named("crowd (iscrowd 1)", 2)),
@@ -376,7 +380,7 @@ TABLE = {
         second("bbox", ["2", "2", 10.0, "8"]), repaired("numbers as text", sound)
     ),
     "bbox with true": Row(only(bbox=[1, 2, 3, True], segmentation=[]), box(1, 2, 4, 3)),
-    "bbox with null": Row(second("bbox", [1, 2, 3, None]), r"annotation 2 .*got \[1, 2, 3, None\]"),
+    "bbox with null": Row(second("bbox", [1, 2, 3, None]), repaired("box missing", sound)),
     "bbox with NaN": Row(second("bbox", [1, float("nan"), 3, 4]), sound),
     "bbox infinite": Row(second("bbox", [1, 2, float("inf"), 4]), "annotation 2 .*inf"),
     "bbox of 10**400": Row(second("bbox", [1, 2, 10**400, 4]), "annotation 2 .*4 numbers"),
@@ -407,7 +411,9 @@ TABLE = {
         second("segmentation", [[1e7] * 6]), "annotation 2 .*beyond.*10000000.0"
     ),
     "polygon without points": Row(only(segmentation=[[]]), no_segmentation),
-    "polygon of two points": Row(only(segmentation=[[1.0, 2.0, 3.0, 4.0]]), box_only),
+    "polygon of two points": Row(
+        only(segmentation=[[1.0, 2.0, 3.0, 4.0]]), partial(box_only, why=NO_POLYGON)
+    ),
     "polygon of 7 values": Row(
         second("segmentation", [[1.0, 2.0, 9, 2, 9, 8, 5]]), "annotation 2 .*odd number"
     ),
@@ -507,7 +513,9 @@ TABLE = {
         ImageFile("a.png", lambda i, p: i.resize((31, 20)).save(p)), r"got \(31, 20\), expect"
     ),
     "image: size 0": Row(ImageFile("a.png", png_of_size(0, 20)), "cannot identify"),
-    "image: 3.6 billion pixels": Row(ImageFile("a.png", png_of_size(60_000, 60_000)), "exceeds"),
+    "image: 3.6 billion pixels": Row(
+        ImageFile("a.png", png_of_size(60_000, 60_000)), "INPUT.MAX_IMAGE_PIXELS"
+    ),
     "image: without pixels": Row(ImageFile("a.png", png_of_size(30, 20)), "truncated|incomplete"),
     "image: truncated JPEG": Row(
         ImageFile("a.jpg", saved(lambda x: x[: len(x) * 2 // 3])), "[Tt]runcated"
@@ -594,11 +602,11 @@ TABLE = {
         r"BASE_CLASSES \(file '.*base.txt'\): unknown class 'stra'.*'star'",
     ),
     "base classes without masks": Row(
-        base("star"), "No instance of a base class has a mask in .*train.json.*: star"
+        base("star"), "No instance of a base class has a mask in .*train.json.* stands for star"
     ),
     "dataset without any mask": Row(
         base("auto", change=without_masks),
-        "'auto' finds no base class, because no class has a mask",
+        "'auto' finds no base class, because no annotation in .*MODEL.MASK_ON False",
     ),
     "dataset without any mask, boxes only": Row(
         base("auto", change=without_masks, overrides=["MODEL.MASK_ON", "False"]), base_names()
@@ -606,7 +614,7 @@ TABLE = {
     "no base class, boxes only": Row(base(overrides=["MODEL.MASK_ON", "False"]), base_names()),
     "dataset without annotations": Row(
         base("ring", change=lambda x: x.update(annotations=[])),
-        "DATASETS.TRAIN: .*train.json.* have no annotated instance",
+        "DATASETS.TRAIN: .*train.json.* have no instance to learn from",
     ),
     "unknown dataset": Row(
         Training(["DATASETS.TRAIN", "('NAMES',)"]), "unknown dataset '.*S'; did you mean"

@@ -3,6 +3,7 @@
 import copy
 import faulthandler
 import json
+import os
 import random
 import time
 from collections import Counter
@@ -145,7 +146,8 @@ def with_its_rle(mapper, record):
         is_size = isinstance(error, ImageFileError) and "expect" in str(error)
         assert is_rle and mapper.instance_mask_format == "polygon" or is_size
         assert record["file_name"] in str(error)
-        return mapper({**record, "annotations": [], "height": 20, "width": 30})["instances"]
+        height, width = IMAGE_SIZES[os.path.basename(record["file_name"])]
+        return mapper({**record, "annotations": [], "height": height, "width": width})["instances"]
 
 
 def check_annotation_files(tmp_path, images, number, seed):

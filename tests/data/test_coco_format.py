@@ -200,8 +200,12 @@ REPAIRED = {
     "box without width": (one("annotations", 2, bbox=[3, 3, 0, 6]), "taken from the mask", 1),
     "box outside": (one("annotations", 2, bbox=[300, 3, 6, 6]), "taken from the mask", 1),
     "box of NaN": (one("annotations", 2, bbox=[NAN] * 4), "taken from the mask", 1),
+    "box of null": (one("annotations", 2, bbox=[None] * 4), "taken from the mask", 1),
+    "box with a NaN": (one("annotations", 2, bbox=[3, NAN, 6, 6]), None, 2),
+    "box as JSON text": (one("annotations", 4, bbox="[1, 2, 9.5, 20]"), "box written as text", 1),
     "no sizes": (without("images", "height", "width"), "taken from the image file", 2),
     "a size null": (one("images", 1, height=None), "taken from the image file", 1),
+    "sizes of zero": (each("images", height=0, width="0"), "taken from the image file", 2),
     "sizes as text": (
         each("images", height=lambda x: str(x["height"]), width=lambda x: str(x["width"])),
         "height or width as text", 4,
@@ -212,6 +216,12 @@ REPAIRED = {
     ),
     "image ids as floats in annotations": (
         each("annotations", image_id=lambda x: float(x["image_id"])), "'image_id' as text", 5,
+    ),
+    "image ids as text with zeros": (
+        each("annotations", image_id=lambda x: f" 00{x['image_id']}.0"), "'image_id' as text", 5,
+    ),
+    "image ids under the key of annotations": (
+        each("images", image_id=lambda x: x.pop("id")), None, 0,
     ),
     "category ids as text in annotations": (
         each("annotations", category_id=lambda x: str(x["category_id"])), "'category_id'", 5,
@@ -226,6 +236,7 @@ REPAIRED = {
     "image ids as floats": (each("images", id=lambda x: float(x["id"])), None, 0),
     "iscrowd as text": (each("annotations", iscrowd="false"), "'iscrowd' as text", 5),
     "iscrowd 0 as text": (one("annotations", 0, iscrowd="0"), "'iscrowd' as text", 1),
+    "iscrowd as text of a float": (one("annotations", 0, iscrowd="0.0"), "'iscrowd' as text", 1),
     "iscrowd NaN": (one("annotations", 0, iscrowd=NAN), "'iscrowd' as text", 1),
     "area NaN": (one("annotations", 0, area=NAN), "'area'", 1),
     "area as text": (one("annotations", 0, area="80.0"), "'area'", 1),
@@ -235,7 +246,10 @@ REPAIRED = {
         lambda x: x["categories"].append(dict(x["categories"][1])), "category repeated", 1,
     ),
     "images repeated": (
-        lambda x: x["images"].append(dict(x["images"][1])), "image entry repeated", 1,
+        lambda x: x["images"].append({**x["images"][1], "license": 5}), "image entry repeated", 1,
+    ),
+    "unused category of the same name": (
+        lambda x: x["categories"].append({"id": 9, "name": "eel"}), "unused category", 1,
     ),
     "Roboflow's root": (root_category("animals", "animals"), "Roboflow", 1),
     "Roboflow's root with the name of a class": (root_category("eel", "eel"), "Roboflow", 1),
@@ -248,6 +262,15 @@ REPAIRED = {
     "a foreign folder": (one("images", 1, file_name="train/a.png"), "last part", 1),
     "an upload of Label Studio": (
         one("images", 0, file_name="/data/local-files/?d=x/b%20%C3%A9.png"), "last part", 1,
+    ),
+    "a name with Label Studio's prefix": (
+        one("images", 1, file_name="images\\0f3a99bc-a.png"), "last part", 1,
+    ),
+    "a URL with a query": (
+        one("images", 1, file_name="https://x.org/d/a.png?token=3"), "last part", 1,
+    ),
+    "accents in another encoding": (
+        one("images", 0, file_name="b e\u0301.png"), "last part", 1,
     ),
     "file name null, LVIS": (
         one("images", 1, file_name=None, coco_url="http://x.org/train/a.png"), "last part", 1,
@@ -304,13 +327,14 @@ def test_image_ids_as_text(read):
     annotations = read(content)
     assert [x["image_id"] for x in annotations.records] == ["003", "007"]
     assert not annotations.report.findings
-    content["annotations"][0]["image_id"] = 7  # not "007"
-    with pytest.raises(AnnotationFileError, match=r"annotation 15 .*image_id; got 7"):
+    content["annotations"][0]["image_id"] = 9
+    with pytest.raises(AnnotationFileError, match=r"annotation 15 .*image_id .*; got 9"):
         read(content)
 
 
-def test_byte_order_mark(read):
-    data = b"\xef\xbb\xbf" + json.dumps(sound_content()).encode()
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_byte_order_marks_and_encodings(read, encoding):
+    data = json.dumps(sound_content(), ensure_ascii=False).encode(encoding)
     assert objects(read(data)) == objects(read(sound_content()))
 
 
@@ -327,6 +351,27 @@ def test_names_that_end_alike_are_no_repair(read, folder):
         read(content)
 
 
+def test_folders_tell_files_of_one_name_apart(read, folder):
+    for name in ("one", "two"):
+        (folder / "deep" / name).mkdir(parents=True)
+        (folder / "deep" / name / "c.png").write_bytes((folder / "a.png").read_bytes())
+    content = sound_content()
+    content["images"][1]["file_name"] = "D:\\data\\two\\c.png"
+    record = read(content).records[0]
+    assert record["file_name"] == str(folder / "deep" / "two" / "c.png")
+    content["images"][1]["file_name"] = "D:\\data\\three\\c.png"
+    with pytest.raises(AnnotationFileError, match=r"1 of 2 images .*three"):
+        read(content)
+
+
+def test_a_class_keeps_one_of_its_unused_categories(read):
+    content = sound_content()
+    content["categories"] += [{"id": 9, "name": "owl"}, {"id": 11, "name": "owl"}]
+    annotations = read(content)
+    assert annotations.class_names == ["cat", "eel", "owl", "dog"]
+    assert annotations.category_ids[2] == 11
+
+
 def test_a_category_that_is_used_is_no_root(read):
     content = sound_content()
     root_category("eel", "eel")(content)
@@ -335,6 +380,84 @@ def test_a_category_that_is_used_is_no_root(read):
         read(content)
     content["categories"][0]["name"] = "animals"
     assert "animals" in read(content).class_names
+
+
+# -- sizes of images --------------------------------------------------------------------------
+
+
+def wrong_sizes():
+    """Both images have other sizes than the file says; only annotation 12 reaches out of its."""
+    content = sound_content()
+    content["annotations"] = content["annotations"][2:3] + content["annotations"][4:]
+    content["annotations"][0].update(bbox=[14, 3, 6, 6], segmentation=[[14, 3, 20, 3, 20, 9]])
+    content["annotations"][1]["bbox"] = [1, 2, 7, 6]
+    for image in content["images"]:
+        image.update(height=11, width=13)
+    return content
+
+
+def test_sizes_that_annotations_and_files_prove_wrong(read):
+    annotations = read(wrong_sizes())
+    sizes = {(x["height"], x["width"]) for x in annotations.records}
+    assert sizes == {(HEIGHT, WIDTH), (OTHER_HEIGHT, OTHER_WIDTH)}
+    ((what, entries),) = found(annotations).items()
+    assert "image file" in what and entries == ["image 7", "image 3"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        one("annotations", 0, bbox=[14, 3, 90, 6]),  # fits neither
+        one("annotations", 0, bbox=[5, 3, 6, 6]),  # fits both
+        one("annotations", 1, segmentation={"size": [11, 13], "counts": [20, 9, 114]}),
+    ],
+    ids=["another image", "no proof", "RLE"],
+)
+def test_sizes_that_nothing_proves_wrong(read, change):
+    content = wrong_sizes()
+    change(content)
+    content["annotations"][0]["segmentation"] = []
+    kept = [(x["height"], x["width"]) for x in read(content).records]
+    assert kept[0] == (11, 13)  # the RLE keeps the size of its own image only
+    assert (kept[1] == (11, 13)) == (content["annotations"][1]["segmentation"] == [])
+
+
+# -- boxes drawn as polygons ------------------------------------------------------------------
+
+
+def drawn_boxes():
+    """Three eels whose polygons are their boxes, within rounding; one cat drawn by hand."""
+    content = many(BOXES[:4])
+    for x, (left, top, w, h) in zip(content["annotations"], BOXES):
+        right, bottom = left + w, top + h
+        x["segmentation"] = [[right, top, right, bottom, left, bottom, left, top, right, top]]
+    content["annotations"][1]["bbox"][2] += 0.7
+    content["annotations"][3].update(category_id=0, segmentation=[[20, 2, 29, 2, 29, 9]])
+    return content
+
+
+def test_boxes_drawn_as_polygons_are_warned_of(read):
+    annotations = read(drawn_boxes())
+    ((what, entries),) = found(annotations).items()
+    assert "DATASETS.BOX_MASKS boxes" in what and entries == ["'eel' (3 of 3)"]
+    assert annotations.report.counts == {"mask": 4}
+    content = drawn_boxes()
+    content["annotations"][0]["segmentation"][0][0] -= 2  # a trapezium
+    assert not read(content).report.findings
+    content = drawn_boxes()
+    content["annotations"][0]["bbox"] = [6, 1, 13, 11]  # a rectangle inside of its box
+    assert all("rectangles" not in x for x in found(read(content)))
+
+
+def test_boxes_drawn_as_polygons_as_boxes(read):
+    content = drawn_boxes()
+    content["annotations"][0].pop("bbox")
+    annotations = read(content, box_masks="boxes")
+    assert annotations.report.counts["mask"] == 1 and annotations.report.counts["box only"] == 3
+    instances = annotations.records[1]["annotations"]
+    assert ["segmentation" in x for x in instances] == [False, False, False, True]
+    assert instances[0]["bbox"] == BOXES[0]
+    assert list(found(annotations, "warning")) == []
 
 
 # -- crowds -----------------------------------------------------------------------------------
@@ -471,6 +594,58 @@ def test_masks_of_an_image_of_another_size(read):
         read(content)
 
 
+def test_boxes_in_fractions_beside_masks_in_pixels(read):
+    content = many(BOXES)
+    for x in content["annotations"]:
+        x["bbox"] = [x["bbox"][i] / [WIDTH, HEIGHT][i % 2] for i in range(4)]
+    with pytest.raises(AnnotationFileError, match="6 of 6 .*BOXES_FROM_MASKS"):
+        read(content)
+    assert not read(content, boxes_from_masks=True).report.findings
+
+
+def test_boxes_of_another_image(read):
+    content = many(BOXES, masks=False)
+    for x in content["annotations"][1:]:
+        x["bbox"][0] += 40
+    with pytest.raises(AnnotationFileError, match=r"5 of 6 boxes \(x, y, width, height\)"):
+        read(content)
+    (finding,) = read(content, collect=True).report.findings
+    assert finding.level == "error"
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_boxes_drawn_as_two_points(read, number):
+    """Some converters write the diagonal of a box: no mistake in the size of images."""
+    content = many(BOXES)
+    for x in content["annotations"]:
+        left, top, w, h = x["bbox"]
+        x["segmentation"] = [[left, top, left + w, top + h]]
+        x["segmentation"] *= number  # also more than one
+    annotations = read(content)
+    ((what, entries),) = found(annotations).items()
+    assert "three points" in what and len(entries) == 6
+    assert annotations.report.counts == {"box only": 6}
+
+
+def test_all_boxes_without_area_beside_masks(read):
+    content = many(BOXES)
+    expected = objects(read(content))
+    for x in content["annotations"]:
+        x["bbox"][2:] = [0, 0]
+    annotations = read(content)
+    assert objects(annotations) == expected and not found(annotations, "error")
+
+
+@pytest.mark.parametrize("box", ["x", [1, 2, 3], [1, 2, 3, 4, 90.0]])
+def test_faulty_boxes_beside_masks(read, box):
+    content = many(BOXES)
+    expected = objects(read(content))
+    content["annotations"][2]["bbox"] = box
+    with pytest.raises(AnnotationFileError, match="annotation 33 .*BOXES_FROM_MASKS"):
+        read(content)
+    assert objects(read(content, boxes_from_masks=True)) == expected
+
+
 def test_one_tiny_box_is_none_of_these(read):
     content = many(BOXES)
     content["annotations"][0].update(bbox=[0.2, 0.3, 0.4, 0.5], segmentation=[])
@@ -541,10 +716,26 @@ def test_all_errors_at_once_and_none_that_only_follows(read):
     }
     content["images"][1]["height"] = OTHER_HEIGHT
     content["categories"][2]["id"] = 7
-    errors = found(read(content, collect=True), "error")
-    assert errors["'categories' has no category with its category_id"] == [
-        "annotation 11 (image 7), got 41"
+    ((what, entries),) = [
+        x for x in found(read(content, collect=True), "error").items() if "category_id" in x[0]
     ]
+    assert "0, 7, 40" in what and entries == ["annotation 11 (image 7), got 41"]
+
+
+def test_categories_are_named_where_they_are_at_fault(read):
+    content = sound_content()
+    content["categories"][2]["id"] = 40
+    with pytest.raises(AnnotationFileError, match=r"40 \('dog', 'eel'\): categories"):
+        read(content)
+    content["categories"] = []
+    assert len(read(content, collect=True).report.findings) == 1  # none for each annotation
+
+
+def test_an_image_entry_without_anything_is_one_error(read):
+    content = sound_content()
+    content["images"].append({})
+    ((what, entries),) = found(read(content, collect=True), "error").items()
+    assert "'id'" in what and len(entries) == 1
 
 
 def test_the_first_error_names_file_entry_and_value(read, tmp_path):

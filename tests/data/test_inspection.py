@@ -3,10 +3,19 @@ import json
 import cv2
 import numpy as np
 import pytest
-from annotation_samples import IMAGE_SIZES, SQUARE, make_annotation, make_content, make_rle
+from annotation_samples import (
+    HEIGHT,
+    IMAGE_SIZES,
+    OTHER_HEIGHT,
+    SQUARE,
+    make_annotation,
+    make_content,
+    make_rle,
+)
 from PIL import Image
 
 from contrastmask.data.class_split import ClassSplit
+from contrastmask.data.images import ImageReader, read_headers
 from contrastmask.data.inspection import inspect_annotation_file
 
 
@@ -104,14 +113,14 @@ def test_all_problems_are_found_at_once(paths, tmp_path):
         "a polygon must be numbers of pixels": ["annotation 7 (image 7), got 'null'"],
         "the size": ["annotation 8 (image 7), got [30, 20]"],
         f"missing image file in '{folder}'"[:52]: ["none.png"],
-        "image file that cannot be read": [errors["image file that cannot be read"][0]],
+        "image file that cannot be used": [errors["image file that cannot be used"][0]],
         "image file of another size than the annotations say": [
             f"image 10, got {folder}/turned.png: 30 x 20, not 20 x 30"
         ],
         "it has no 'file_name'": ["image 11"],
     }
-    assert "damaged.png" in errors["image file that cannot be read"][0]
-    assert {k.split(",")[0][:40]: v for k, v in warnings.items()} == {
+    assert "damaged.png" in errors["image file that cannot be used"][0]
+    assert {k.split(",")[0].split(":")[0][:40]: v for k, v in warnings.items()} == {
         "mask that does not fit its box": ["annotation 1 (image 7)"],
         "box without area": ["annotation 2 (image 7)"],
         "box outside of its image": ["annotation 3 (image 7)"],
@@ -148,11 +157,45 @@ def test_image_turned_by_exif(paths, tmp_path, size, number):
         assert where == ["image 3"]
 
 
+def test_png_headers_are_read_without_pixels(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    paths = [str(tmp_path / name) for name in ("plain.png", "turned.png")]
+    Image.new("RGB", (18, 26)).save(paths[0])
+    Image.new("RGB", (18, 26)).save(paths[1], exif=exif)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", pytest.fail)
+    assert read_headers(paths) == [((26, 18), 1, "RGB"), ((18, 26), 8, "RGB")]
+
+
+@pytest.mark.parametrize("off, is_error", [(1, False), (2, True)])
+@pytest.mark.parametrize("has_rle", [False, True])
+def test_sizes_off_by_a_pixel(paths, off, is_error, has_rle):
+    content = make_content([make_annotation(1), make_annotation(2, bbox=[4, 3, 8, 7])])
+    content["images"][0]["height"] = HEIGHT + off
+    if has_rle:
+        content["annotations"][1]["segmentation"] = make_rle(True, HEIGHT + off)
+        content["annotations"][1]["bbox"] = [5, 4, 8, 5]
+    inspection = inspect_annotation_file(*paths(content))
+    assert bool(inspection.report.errors) == (is_error or has_rle)
+    if not inspection.report.errors:
+        ((what, entries),) = found(inspection, "repaired").items()
+        assert "pixel" in what and entries == ["image 7"]
+        assert [x["height"] for x in inspection.records] == [OTHER_HEIGHT, HEIGHT]
+
+
+def test_classes_are_shown_with_their_full_names(paths):
+    content = make_content([make_annotation(1)])
+    content["categories"][1]["name"], content["categories"][2]["name"] = "the cat", "the eel"
+    table = inspect_annotation_file(*paths(content)).table_of_findings()
+    assert "'the cat', 'the eel'" in table
+
+
 def test_gray_levels_of_16_bits(paths, tmp_path):
     json_file, folder = paths(make_content([make_annotation(1)]))
     Image.fromarray(np.full((26, 18), 40_000, np.uint16)).save(tmp_path / "images" / "a.png")
+    reader = ImageReader("RGB", gray_range=[0, 65535])
     assert "GRAY_RANGE" in str(found(inspect_annotation_file(json_file, folder), "error"))
-    assert not inspect_annotation_file(json_file, folder, gray_range=[0, 65535]).report.errors
+    assert not inspect_annotation_file(json_file, folder, reader=reader).report.errors
 
 
 def test_file_that_cannot_be_read(paths):

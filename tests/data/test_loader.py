@@ -6,12 +6,12 @@ import random
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, build_detection_train_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 
-from contrastmask.data import TrainingLoader, build_training_loader
+from contrastmask.config import default_config
+from contrastmask.data import TrainingLoader
 
 SIZES = [(40, 30), (30, 40), (20, 20)]
 DATA = [
@@ -37,7 +37,8 @@ def make_sampler(kind, seed=5):
 
 
 def make_loader(kind="uniform", begin=0, seed=5, **kwargs):
-    loader = TrainingLoader(DATA, example, make_sampler(kind), total_batch_size=4, **kwargs)
+    sampler = make_sampler(kind)
+    loader = TrainingLoader(DATA, mapper=example, sampler=sampler, total_batch_size=4, **kwargs)
     loader.begin_at(begin, seed)
     return loader
 
@@ -82,7 +83,8 @@ def test_skipped_images_are_not_read():
         read.append(dataset_dict["file_name"])
         return dataset_dict
 
-    loader = TrainingLoader(DATA, mapper, make_sampler("uniform"), total_batch_size=3, seed=5)
+    sampler = make_sampler("uniform")
+    loader = TrainingLoader(DATA, mapper=mapper, sampler=sampler, total_batch_size=3, seed=5)
     expected = files(itertools.islice(loader, 9))[8]
     read.clear()
     loader.begin_at(8, 5)
@@ -133,7 +135,8 @@ def cfg():
     name = "test_loader"
     content = [{"file_name": f"{i}.png", "width": 3, "height": 2} for i in range(40)]
     DatasetCatalog.register(name, lambda: content)
-    cfg = get_cfg()
+    MetadataCatalog.get(name).thing_classes = ["cat"]
+    cfg = default_config()
     cfg.DATASETS.TRAIN = (name,)
     cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
@@ -143,11 +146,12 @@ def cfg():
     cfg.SEED = 3
     yield cfg
     DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
 
 
 def test_loader_of_a_config(cfg):
     def epoch():
-        return files(itertools.islice(build_training_loader(cfg, dict), 10))
+        return files(itertools.islice(TrainingLoader(cfg, mapper=dict), 10))
 
     first = epoch()
     names = {name for batch in first for name in batch}
@@ -157,7 +161,7 @@ def test_loader_of_a_config(cfg):
     np.random.seed(8)
     assert epoch() == first, "another subset or order"
     np.random.seed(8)
-    build_training_loader(cfg, dict)
+    TrainingLoader(cfg, mapper=dict)
     assert np.random.rand() == expected, "building draws from the generator of the process"
     cfg.SEED = 4
     assert {name for batch in epoch() for name in batch} != names

@@ -15,8 +15,12 @@ from contrastmask import add_contrastmask_config
 from contrastmask.data import (
     ContrastMaskDatasetMapper,
     class_split_from_config,
-    load_partial_coco,
+    read_annotations,
     register_coco_format,
+    resolve_class_split,
+)
+from contrastmask.data import (
+    test_records as records_of_model,
 )
 from contrastmask.data.inspection import inspect_annotation_file
 from contrastmask.evaluation import ContrastMaskEvaluator
@@ -24,8 +28,6 @@ from contrastmask.evaluation import ContrastMaskEvaluator
 NUM_CLASSES = 1203
 SIDE = 40
 SQUARE = [[5.0, 5.0, 25.0, 5.0, 25.0, 25.0, 5.0, 25.0]]
-
-EXAMPLE = {"bbox": [5, 5, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def register_as_detectron2(name, json_file, image_root):
     """Like Detectron2's own LVIS datasets: 0-based ids, no "iscrowd", no map of category ids."""
 
     def load():
-        loaded = load_partial_coco(json_file, image_root)
+        loaded = read_annotations(json_file, image_root).records
         for record in loaded:
             record["not_exhaustive_category_ids"] = record["neg_category_ids"] = []
             for annotation in record["annotations"]:
@@ -111,10 +113,10 @@ def perfect_detections(record):
 
 def test_loading(files):
     json_file, image_root = files
-    records = load_partial_coco(json_file, image_root)
+    records = read_annotations(json_file, image_root).records
     assert records[1]["file_name"].endswith("train2017/000000000002.jpg")
     assert [x["category_id"] for x in records[1]["annotations"]] == [1, NUM_CLASSES - 1]
-    assert not inspect_annotation_file(json_file, image_root).errors
+    assert not inspect_annotation_file(json_file, image_root).report.errors
 
 
 @pytest.mark.parametrize("loader", ["ours", "Detectron2's"])
@@ -127,7 +129,7 @@ def test_mapping_and_evaluation(files, name, loader, caplog):
     has_mask = [x["instances"].gt_has_mask.tolist() for x in mapped]
     assert has_mask == [[True, True], [False, True], [False, True]]
 
-    split = class_split_from_config(cfg, name)
+    split = class_split_from_config(cfg)
     assert len(split.novel) == NUM_CLASSES - 2
     with caplog.at_level(logging.WARNING):
         evaluator = ContrastMaskEvaluator(name, split, distributed=False)
@@ -140,12 +142,19 @@ def test_mapping_and_evaluation(files, name, loader, caplog):
         assert results[f"segm{group}"]["AP"] == pytest.approx(100)
 
 
-def test_other_number_of_categories(files, name):
-    register_as_detectron2(name, *files)
-    MetadataCatalog.get(name).__dict__["thing_classes"] = ["a", "b"]
-    split = class_split_from_config(make_cfg(name, base=["a"]), name)
+def test_classes_that_only_the_dataset_has(files, name):
+    """A model of three classes, two of them in the file."""
+    register_coco_format(name, *files)
+    cfg = make_cfg(name, base=["class_3"])
+    cfg.DATASETS.CLASS_NAMES = ["class_3", "zebra", "class_1"]
+    split = class_split_from_config(cfg)
     evaluator = ContrastMaskEvaluator(name, split, distributed=False)
-    evaluator.reset()
-    evaluator.process([{"image_id": 1}], [perfect_detections({"annotations": [EXAMPLE]})])
-    with pytest.raises(ValueError, match="has 2 classes, but .* 1203 categories"):
-        evaluator.evaluate()
+    found = [perfect_detections(x) for x in records_of_model(cfg, name)]
+    assert [x["instances"].pred_classes.tolist() for x in found] == [[2], [], [0]]
+    evaluator.process(DatasetCatalog.get(name), found)
+    results = evaluator.evaluate()
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["bbox"]["AP-class_1"] == results["segm"]["AP-class_3"] == pytest.approx(100)
+    assert np.isnan(results["bbox"]["AP-zebra"])
+    with pytest.raises(ValueError, match="lvis_like.*none of the model's classes"):
+        ContrastMaskEvaluator(name, resolve_class_split(["zebra"], ["zebra"]), distributed=False)

@@ -1,33 +1,35 @@
 import os
 import runpy
+import shutil
 
 import cv2
+import numpy as np
 import pytest
 import small_model
 
-from contrastmask.inference import enhanced_maps
+from contrastmask.inference import explanation_maps
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    small_model.write_data(folder, num_images=3)
+    small_model.write_odd_data(folder, num_images=3)
     opts = small_model.options(folder, "demo")
-    small_model.write_weights(folder / "model.pth", opts)
+    small_model.write_checkpoint(folder, opts)
+    shutil.rmtree(folder / "annotations")  # of the training: nobody needs it any more
     return folder, opts
 
 
 @pytest.fixture
 def demo(setting, tmp_path, monkeypatch):
     """Function: arguments -> exit code and names of the files written."""
-    folder, opts = setting
+    folder, _ = setting
     main = runpy.run_path(str(small_model.ROOT / "demo" / "demo.py"))["main"]
     monkeypatch.chdir(folder / "train")
 
-    def run(*args):
-        args = ["--config-file", small_model.CONFIG_FILE, *args]
-        args += ["--weights", str(folder / "model.pth"), "--output", str(tmp_path / "out")]
-        code = main([*args, "--score-threshold", "0", "--opts", *opts])
+    def run(*args, weights="model_final.pth"):
+        weights = ["--weights", str(folder / weights), "--output", str(tmp_path / "out")]
+        code = main([*weights, "--score-threshold", "0", *args])
         return code, sorted(os.listdir(tmp_path / "out")) if (tmp_path / "out").exists() else []
 
     return run
@@ -36,43 +38,70 @@ def demo(setting, tmp_path, monkeypatch):
 def test_file_folder_and_pattern(demo, tmp_path):
     os.makedirs(tmp_path / "more" / "text.png")  # a folder is no image
     (tmp_path / "more" / "notes.txt").write_text("not an image")
-    image = cv2.imread("000001.jpg")
-    cv2.imwrite(str(tmp_path / "more" / "000001.png"), image)
-    inputs = ["000002.jpg", str(tmp_path / "more" / "0*.png"), "*.jpg"]
+    image = cv2.imread("1.png")
+    cv2.imwrite(str(tmp_path / "more" / "1.jpg"), image)
+    inputs = ["2.png", str(tmp_path / "more" / "1*.jpg"), "*.png"]
     code, files = demo("--input", *inputs)
     assert code == 0
-    assert files == ["000001.png", "000001_2.png", "000002.png", "000003.png"]
-    drawn = cv2.imread(str(tmp_path / "out" / "000002.png"))
-    assert drawn.shape == (480, 480, 3)
+    assert files == ["0.png", "1.png", "1_2.png", "2.png"]
+    drawn = cv2.imread(str(tmp_path / "out" / "1.png"))
+    assert drawn.shape[:2] == (300, 480) and image.shape[:2] == (40, 64)
     code, files = demo("--input", ".")
     assert code == 0 and len(files) == 4
 
 
 def test_explain(demo, tmp_path):
-    code, files = demo("--input", "000001.jpg", "--explain", "--max-explained", "2")
-    assert code == 0 and files == ["000001.png", "000001_explained.png"]
-    assert cv2.imread(str(tmp_path / "out" / "000001_explained.png")).std() > 10
+    code, files = demo("--input", "1.png", "--explain", "--max-explained", "2")
+    assert code == 0 and files == ["1.png", "1_explained.png"]
+    assert cv2.imread(str(tmp_path / "out" / "1_explained.png")).std() > 10
+
+
+def test_overrides(demo, tmp_path):
+    """The model finds nothing; with --opts as in version 0.1.0, too."""
+    override = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.1"]
+    demo("--input", "0.png")
+    found = cv2.imread(str(tmp_path / "out" / "0.png"))
+    plain = cv2.resize(cv2.imread("0.png"), found.shape[1::-1])
+    difference = [np.abs(found.astype(int) - plain).mean()]
+    for args in (["--input", "0.png", "--explain"], ["--input", "0.png", "--opts"]):
+        assert demo(*args, *override)[0] == 0
+        found = cv2.imread(str(tmp_path / "out" / "0.png"))
+        difference.append(np.abs(found.astype(int) - plain).mean())
+    assert difference[1] == difference[2] < difference[0]
+
+
+def test_checkpoint_without_config(demo, setting, capsys):
+    _, opts = setting
+    args = ["--input", "1.png"]
+    code, files = demo(*args, weights="weights.pth")
+    assert code == 1 and not files
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "weights.pth" in error
+    opts = [*opts, "DATASETS.CLASS_NAMES", str([f"class {i}" for i in range(14)])]
+    opts += ["DATASETS.BASE_CLASSES", "['class 3']"]
+    args += ["--config-file", small_model.CONFIG_FILE]
+    assert demo(*args, *opts, weights="weights.pth") == (0, ["1.png"])
 
 
 def test_enhanced_maps_only_to_explain(demo, monkeypatch):
     calls = []
-    monkeypatch.setattr(enhanced_maps, "principal_maps", calls.append)
-    code, files = demo("--input", "000001.jpg")
-    assert code == 0 and files == ["000001.png"]
+    monkeypatch.setattr(explanation_maps, "principal_maps", calls.append)
+    code, files = demo("--input", "1.png")
+    assert code == 0 and files == ["1.png"]
     assert not calls
 
 
 @pytest.mark.parametrize("number", ["0", "-1"])
 def test_number_of_explained_detections(demo, capsys, number):
     with pytest.raises(SystemExit):
-        demo("--input", "000001.jpg", "--explain", "--max-explained", number)
+        demo("--input", "1.png", "--explain", "--max-explained", number)
     assert f"--max-explained: give 1 or more, not {number}" in capsys.readouterr().err
 
 
 def test_unreadable_images(demo, tmp_path):
     (tmp_path / "bad.jpg").write_text("not an image")
-    code, files = demo("--input", str(tmp_path / "bad.jpg"), "none.png", "000001.jpg")
-    assert code == 1 and files == ["000001.png"]
+    code, files = demo("--input", str(tmp_path / "bad.jpg"), "none.png", "1.png")
+    assert code == 1 and files == ["1.png"]
 
 
 def test_no_images(demo):

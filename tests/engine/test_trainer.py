@@ -4,10 +4,10 @@ import math
 import pytest
 import small_model
 import torch
-from contrastmask.data.tta_mapper import TTAMapper
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 
 from contrastmask.data import check_supervision
+from contrastmask.data.resizing import TTAMapper
 from contrastmask.engine import Trainer, load_config
 from contrastmask.engine.solver import build_optimizer
 

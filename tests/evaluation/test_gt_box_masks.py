@@ -15,7 +15,7 @@ from synthetic_coco import SPLIT
 
 from contrastmask.data import ContrastMaskDatasetMapper
 from contrastmask.engine import Trainer, load_config
-from contrastmask.evaluation import ContrastMaskEvaluator, MasksAtGroundTruthBoxes
+from contrastmask.evaluation import ContrastMaskEvaluator, EvaluationModel
 from contrastmask.predictor import BoxMask, Predictor
 
 NAME = "synthetic_gt_boxes"
@@ -170,7 +170,7 @@ def test_the_model_detects_as_before(model_and_data):
     _, opts, predictor = model_and_data
     cfg = load_config(small_model.CONFIG_FILE, opts)
     x = next(iter(Trainer.build_test_loader(cfg, "gt_boxes")))
-    wrapped = MasksAtGroundTruthBoxes(predictor.model)
+    wrapped = EvaluationModel(predictor.model)
     assert not wrapped.training
     with torch.no_grad():
         (output,), (expected,) = wrapped(x), predictor.model(x)
@@ -179,7 +179,7 @@ def test_the_model_detects_as_before(model_and_data):
         found = output["instances"].get(name)
         assert torch.equal(getattr(found, "tensor", found), getattr(value, "tensor", value)), name
     predictor.model.train()
-    assert MasksAtGroundTruthBoxes(predictor.model).training
+    assert EvaluationModel(predictor.model).training
     predictor.model.eval()
 
 

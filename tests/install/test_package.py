@@ -1,12 +1,15 @@
-"""The package as others install it: from a wheel, outside the checkout."""
+"""The package as others install it, outside the checkout."""
 
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import contrastmask
 from contrastmask.config_files import config_path
@@ -33,6 +36,16 @@ for name in names:
     path = config_path(name)
     assert Path(path).is_relative_to(folder), path
     assert load_config(path).MODEL.ROI_HEADS.NAME
+
+if hasattr(contrastmask, "Predictor"):
+    import numpy as np
+    import torch
+    from detectron2.modeling import build_model
+
+    cfg = contrastmask.get_config("quickstart.yaml", ["MODEL.DEVICE", "cpu"])
+    torch.save({"model": build_model(cfg).state_dict()}, "model.pth")
+    predictor = contrastmask.Predictor("quickstart.yaml", "model.pth", device="cpu")
+    assert predictor(np.zeros((48, 64, 3), np.uint8)).image_size == (48, 64)
 """
 
 
@@ -63,6 +76,20 @@ def test_wheel_from_the_source_archive_works_outside_the_checkout(tmp_path):
         cwd=empty,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
+
+
+@pytest.mark.filterwarnings("always")
+def test_importing_the_package_ignores_what_users_cannot_act_on(recwarn):
+    image = np.arange(6)
+    image.flags.writeable = False
+    torch.set_warn_always(True)
+    try:
+        importlib.reload(contrastmask)
+        torch.meshgrid(torch.arange(2), torch.arange(3))
+        torch.from_numpy(image)
+    finally:
+        torch.set_warn_always(False)
+    assert not recwarn.list
 
 
 def test_config_by_name_and_by_path(tmp_path, monkeypatch):

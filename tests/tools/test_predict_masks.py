@@ -8,34 +8,32 @@ import small_model
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict")
-    small_model.write_data(folder, num_images=3)
-    opts = small_model.options(folder, "predict_masks")
-    small_model.write_weights(folder / "model.pth", opts)
-    return folder, opts
+    small_model.write_odd_data(folder, num_images=3)
+    small_model.write_checkpoint(folder, small_model.options(folder, "predict_masks"))
+    return folder
 
 
 @pytest.fixture
 def predict_masks(setting, tmp_path):
     """Function: annotation file, further arguments -> exit code and the output's path."""
-    folder, opts = setting
+    folder = setting
     main = runpy.run_path(str(small_model.ROOT / "tools" / "predict_masks.py"))["main"]
 
     def run(json_file, *args):
         output = tmp_path / "out" / "masks.json"
         paths = {
-            "--config-file": small_model.CONFIG_FILE,
-            "--weights": folder / "model.pth",
+            "--weights": folder / "model_final.pth",
             "--json": json_file,
             "--images": folder / "train",
             "--output": output,
         }
-        return main([*(str(x) for pair in paths.items() for x in pair), *args, *opts]), output
+        return main([*(str(x) for pair in paths.items() for x in pair), *args]), output
 
     return run
 
 
 def test_predicts_and_compares(setting, predict_masks, capsys):
-    annotations = setting[0] / "annotations"
+    annotations = setting / "annotations"
     full = str(annotations / "train_full.json")
     code, output = predict_masks(annotations / "train.json", "--compare", full)
     assert code == 0
@@ -46,8 +44,8 @@ def test_predicts_and_compares(setting, predict_masks, capsys):
     assert code == 0 and "| base" in capsys.readouterr().out
 
 
-def test_exit_codes(setting, predict_masks, tmp_path):
-    content = json.loads((setting[0] / "annotations" / "train.json").read_text())
+def test_exit_codes(setting, predict_masks, tmp_path, capsys):
+    content = json.loads((setting / "annotations" / "train.json").read_text())
     for x in content["annotations"]:
         x.pop("segmentation", None)
     content["images"][1]["file_name"] = "none.jpg"
@@ -55,17 +53,21 @@ def test_exit_codes(setting, predict_masks, tmp_path):
     path.write_text(json.dumps(content))
     code, output = predict_masks(path)
     assert code == 3 and output.exists()
-    content["categories"][0]["name"] = "unheard of"
+    used = content["annotations"][0]["category_id"]
+    next(x for x in content["categories"] if x["id"] == used)["name"] = "unheard of"
     path.write_text(json.dumps(content))
     output.unlink()
+    capsys.readouterr()
     code, output = predict_masks(path)
     assert code == 1 and not output.exists()
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "boxes.json" in error and "unheard of" in error
     with pytest.raises(SystemExit):
         predict_masks(path, "--compare", "none.json")
 
 
 def test_file_to_compare_with(setting, predict_masks, tmp_path):
-    train, full = (setting[0] / "annotations" / f"{x}.json" for x in ("train", "train_full"))
+    train, full = (setting / "annotations" / f"{x}.json" for x in ("train", "train_full"))
     path = tmp_path / "full.json"
     path.write_text(full.read_text()[:1000])
     code, output = predict_masks(train, "--compare", str(path))
