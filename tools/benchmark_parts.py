@@ -108,6 +108,7 @@ def cam(args: Namespace) -> Iterator[Comparison]:
     """
     num_train, num_proposals, num_detections = (4, 8, 2) if args.quick else (256, 1000, 100)
     features = _features(args, num_proposals, 7)
+    positive = features[:num_train].clone().requires_grad_()
     kept = torch.randperm(num_proposals)[:num_detections].to(args.device)
 
     def normalized_cam(x, weights):
@@ -116,7 +117,7 @@ def cam(args: Namespace) -> Iterator[Comparison]:
         return min_max_normalize(resize_map(cam, args.side // 2))
 
     def train(weights):
-        cam = normalized_cam(features[:num_train].requires_grad_(), weights)
+        cam = normalized_cam(positive, weights)
         min_max_normalize(resize_map(cam.detach(), args.side))
         cam.sum().backward()
 

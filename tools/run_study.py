@@ -30,6 +30,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -313,6 +314,7 @@ def main(argv=None):
     args = parse_args(parser, argv)
     if len(args.opts) % 2:
         parser.error(f"settings have to be KEY VALUE pairs, not {' '.join(args.opts)}")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the training
     setup_logger(name="contrastmask")
     settings = dict(zip(args.opts[::2], args.opts[1::2]))
     study = load_study(args.study, variants=args.variants, seeds=args.seeds, settings=settings)
