@@ -205,7 +205,7 @@ def test_data_with_classes_in_another_order(trained, tmp_path, caplog):
     )
     before, after = ({**x, "dataset": None} for x in (before, after))
     assert before == after
-    assert "'spoon'" in (tmp_path / "log.txt").read_text()
+    assert "spoon" in (tmp_path / "log.txt").read_text()
 
 
 def test_data_without_a_class_of_the_model(trained, tmp_path, capsys):
@@ -218,4 +218,4 @@ def test_data_without_a_class_of_the_model(trained, tmp_path, capsys):
     args += ["DATASETS.COCO_FORMAT", data, "DATASETS.TEST", "('enough_other',)"]
     assert evaluate(*args) == 1
     error = error_line(capsys)
-    assert f"'{HIDDEN}'" in error and f"'old {HIDDEN}'" in error and "other.json" in error
+    assert HIDDEN in error and "old arrow" in error and "other.json" in error

@@ -259,7 +259,7 @@ def test_mistakes(data, complete, setting):
     with pytest.raises(ValueError, match="annotation file itself"):
         complete("boxes.json")
     edit(data / "boxes.json", rename)
-    with pytest.raises(ValueError, match="boxes.json has none of the model's classes.*'unestar'"):
+    with pytest.raises(ValueError, match="boxes.json has none of the model's classes.*unearrow"):
         complete()
     shutil.rmtree(data / "images")
     with pytest.raises(ValueError, match="images' does not exist"):

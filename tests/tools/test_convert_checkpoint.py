@@ -7,7 +7,6 @@ import small_model
 import torch
 
 from contrastmask import Predictor
-from contrastmask.data.datasets import forget_annotations
 
 CONFIG = "configs/COCO/contrastmask_R_50_FPN_1x_voc2nonvoc.yaml"
 NARROW = (
@@ -120,9 +119,9 @@ def test_detector_with_a_config_describes_itself(tool, detector, tmp_path):
 
 
 def test_classes_that_nobody_knows(tool, detector, tmp_path, capsys):
-    path, opts = detector
+    path, _ = detector
     (tmp_path / "annotations" / "train.json").unlink()
-    forget_annotations()
+    opts = small_model.options(tmp_path, f"gone_{tmp_path.name}")
     out = tmp_path / "out.pth"
     assert tool.main([str(path), str(out), "--config-file", small_model.CONFIG_FILE, *opts]) == 1
     assert "train.json" in capsys.readouterr().err and not out.exists()

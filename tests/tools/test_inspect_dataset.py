@@ -62,14 +62,14 @@ def test_data_without_masks_to_learn_from(inspect, base, reason):
 
 def test_broken_data(inspect, shapes, tmp_path):
     content = json.loads((shapes / "annotations" / "train.json").read_text())
-    content["annotations"][3]["bbox"] = [1, 2, 3, "wide"]
+    content["annotations"][-1]["bbox"] = [1, 2, 3, "wide"]
     content["images"][0]["file_name"] = "none.jpg"
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps(content))
     code, printed = inspect(broken)
     reasons = printed.split("Training cannot start:")[1]
     assert code == 1
-    assert "missing image file" in reasons and "none.jpg" in reasons and "'wide'" in reasons
+    assert "missing image file" in reasons and "none.jpg" in reasons and "wide" in reasons
     code, printed = inspect(tmp_path / "none.json")
     assert code == 1 and "no such annotation file" in printed
 

@@ -1,5 +1,6 @@
 import json
 import runpy
+import shutil
 
 import pytest
 import small_model
@@ -53,10 +54,10 @@ def test_exit_codes(setting, predict_masks, tmp_path, capsys):
     path.write_text(json.dumps(content))
     code, output = predict_masks(path)
     assert code == 3 and output.exists()
-    used = content["annotations"][0]["category_id"]
-    next(x for x in content["categories"] if x["id"] == used)["name"] = "unheard of"
+    for x in content["categories"]:
+        x["name"] = f"unheard of {x['name']}"
     path.write_text(json.dumps(content))
-    output.unlink()
+    shutil.rmtree(output.parent)
     capsys.readouterr()
     code, output = predict_masks(path)
     assert code == 1 and not output.exists()
