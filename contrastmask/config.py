@@ -110,6 +110,13 @@ _RANGES = {
     "MODEL.ROI_BOX_HEAD.NUM_REG_CONV": (0, _INF),
     "MODEL.ROI_MASK_HEAD.LOGIT_INIT_STD": (0, _INF),
     "MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.MAX_COLOR_DISTANCE": (0, _INF),
+    "MODEL.ROI_MASK_HEAD.SELF_TRAINING.LOSS_WEIGHT": (0, _INF),
+    "MODEL.ROI_MASK_HEAD.SELF_TRAINING.START": (0, 1),
+    "MODEL.ROI_MASK_HEAD.SELF_TRAINING.RAMP": (0, 1),
+    "MODEL.ROI_MASK_HEAD.SELF_TRAINING.DECAY": (0, 1),
+    "MODEL.ROI_MASK_HEAD.SELF_TRAINING.CRF_WEIGHT": (0, _INF),
+    "MODEL.ROI_MASK_HEAD.SELF_TRAINING.CRF_DISTANCE": (0.001, _INF),
+    "MODEL.ROI_MASK_HEAD.SELF_TRAINING.CRF_COLOR_DISTANCE": (0.001, _INF),
     "MODEL.ROI_CONTRASTIVE_HEAD.POOLER_RESOLUTION": (1, _INF),
     "MODEL.ROI_CONTRASTIVE_HEAD.NUM_CONV": (0, _INF),
     "MODEL.ROI_CONTRASTIVE_HEAD.CONV_DIM": (1, _INF),
@@ -249,6 +256,28 @@ def _add_mask_head_config(cfg):
     cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.MAX_COLOR_DISTANCE = 15.0
     # Fraction of training during which the weight grows from 0 to its value.
     cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP = 0.5
+    # Self-training, a third mask loss, on ground-truth boxes without a mask: a slow average of the
+    # mask head predicts their masks, a conditional random field moves these to the edges of colors,
+    # and the mask head learns the result (not part of ContrastMask). Costs nothing at test time;
+    # see docs/RESULTS.md.
+    cfg.MODEL.ROI_MASK_HEAD.SELF_TRAINING = CN()
+    self_training = cfg.MODEL.ROI_MASK_HEAD.SELF_TRAINING
+    # Weight of that loss; 0 leaves it out.
+    self_training.LOSS_WEIGHT = 0.0
+    # Fraction of training after which the loss begins, and fraction during which its weight then
+    # grows from 0 to its value.
+    self_training.START = 0.2
+    self_training.RAMP = 0.2
+    # Share of its old value that the average keeps in each iteration.
+    self_training.DECAY = 0.98
+    # Random field: weight of the vote of all other cells against the average's own logit. 0 takes
+    # the average's masks as they are.
+    self_training.CRF_WEIGHT = 4.0
+    # Random field: a vote counts less with the distance between two cells, as a Gaussian of this
+    # standard deviation, in sides of the box ...
+    self_training.CRF_DISTANCE = 0.3
+    # ... and with the distance of their colors, in units of CIELAB (white is 100 from black).
+    self_training.CRF_COLOR_DISTANCE = 4.0
     # At test time the mask branch runs on at most this many RoIs at once, which bounds its memory.
     cfg.MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK = 128
 

@@ -21,6 +21,9 @@ from .reading import (
 
 logger = logging.getLogger(__name__)
 
+# Parts of a model that nothing but a resumed training needs from a checkpoint.
+_TRAINING_ONLY = ("roi_heads.self_training",)
+
 
 class _SafeReader(Checkpointer):
     """Stands behind Detectron2's checkpointer, which asks it to read .pth files."""
@@ -53,7 +56,8 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
     - a tensor missing for the backbone, or left over, if the checkpoint has one of the layouts;
     - any missing tensor, if `require_all`, as for evaluation, and when a training is resumed.
 
-    Parts named in `exclude` keep their initial values and are not compared.
+    Parts named in `exclude` keep their initial values and are not compared. The teacher of
+    self-training may be missing or left over, except where a training is resumed.
 
     A checkpoint that is written gets its name, and becomes the last one, when it is complete: a
     process that dies while it writes leaves the previous one in place.
@@ -95,6 +99,7 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
                 raise ValueError(f"MODEL.WEIGHTS_EXCLUDE: the model has no part named {part!r}")
         self._file = None
         self._layout = None
+        self._resuming = False
 
     def resume_or_load(self, path, *, resume=True):
         """
@@ -104,11 +109,12 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
         if not (resume and self.has_checkpoint()):
             return super().resume_or_load(path, resume=resume)
         usual = self.require_all, self.exclude
-        self.require_all, self.exclude = True, ()
+        self.require_all, self.exclude, self._resuming = True, (), True
         try:
             return self._resume()
         finally:
             self.require_all, self.exclude = usual
+            self._resuming = False
 
     def _resume(self):
         last = self.get_checkpoint_file()
@@ -187,6 +193,8 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
             # Frozen batch norm does not count batches.
             names[:] = [x for x in names if not x.endswith(".num_batches_tracked")]
             names[:] = [x for x in names if not self._is_excluded(x)]
+            if names is incompatible.unexpected_keys or not self._resuming:
+                names[:] = [x for x in names if not any(_is_part(x, p) for p in _TRAINING_ONLY)]
         shapes = incompatible.incorrect_shapes
         shapes[:] = [x for x in shapes if not self._is_excluded(x[0])]
         problem = self._misfit(incompatible)

@@ -142,28 +142,28 @@ def color_affinity_loss(
 
 
 def crop_colors(
-    images: ImageList, boxes: list[Boxes], size: int
+    images: ImageList, boxes: list[Boxes], size: int, margin: int = _MARGIN
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Mean colors of the cells of boxes, and of a margin of as many cells around them as neighbors
-    are apart.
+    Mean colors of the cells of boxes, and of a margin around them.
 
     Args:
         images (ImageList): N images in a tensor (N, 3, h, w).
         boxes (list[Boxes]): T boxes, for each image.
         size (int): cells along a side of a box.
+        margin (int): m, cells; as many as neighbors are apart unless given.
 
     Returns:
         tuple[Tensor, Tensor]: colors (T, 3, size + 2 m, size + 2 m) float32, no gradient, and
         whether the center of each cell is in its image (T, size + 2 m, size + 2 m) bool.
     """
-    num_cells = size + 2 * _MARGIN
+    num_cells = size + 2 * margin
     with torch.no_grad():
         rois = torch.cat(
             [F.pad(x.tensor, [1, 0], value=float(index)) for index, x in enumerate(boxes)]
         )
         cell = (rois[:, 3:] - rois[:, 1:3]) / size
-        low, high = rois[:, 1:3] - _MARGIN * cell, rois[:, 3:] + _MARGIN * cell
+        low, high = rois[:, 1:3] - margin * cell, rois[:, 3:] + margin * cell
         rois = torch.cat([rois[:, :1], low, high], dim=1)
         crop = ROIAlign((num_cells, num_cells), 1.0, 0, aligned=True)
         colors = crop(images.tensor.float(), rois.float())

@@ -22,6 +22,7 @@ from .mask_head import ContrastMaskMaskHead, crop_mask_targets, mask_error_rates
 from .monitoring import put_scalars, put_training_images
 from .sampling import RoIs, TrainingRoIs
 from .self_similarity import enhance_by_self_similarity
+from .self_training import SelfTraining
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class MaskBranch:
     in_features (list[str]): names of the feature maps that RoIs are pooled from.
     mask_pooler, mask_head: features of RoIs, and masks from them.
     contrastive_pooler, contrastive_head: None leaves a class-agnostic Mask R-CNN.
-    box_supervision: mask loss of ground-truth boxes without a mask, or None.
+    box_supervision, self_training: mask losses of ground-truth boxes without a mask, or None.
     cam_on (bool): whether the mask head receives CAMs.
     vis_period (int): store images every so many iterations; 0 for never.
     """
@@ -44,6 +45,7 @@ class MaskBranch:
     contrastive_pooler: ROIPooler | None
     contrastive_head: ContrastiveHead | None
     box_supervision: BoxSupervision | None
+    self_training: SelfTraining | None
     cam_on: bool
     vis_period: int
 
@@ -74,6 +76,10 @@ class MaskBranch:
         Returns:
             Tensor: (R, 1, H', H') mask logits.
         """
+        return self.mask_head(*self._inputs(features, boxes, cams, encoded))
+
+    def _inputs(self, features, boxes, cams, encoded=None):
+        """Inputs of the mask head, see :meth:`logits`."""
         size = self._mask_input_size
         enhanced = None
         if self.contrastive_head is not None:
@@ -81,7 +87,7 @@ class MaskBranch:
                 encoded = self.encode(features, boxes)
             enhanced = enhance_by_self_similarity(encoded, size)
         cam = min_max_normalize(resize_map(cams, size)) if self.cam_on else None
-        return self.mask_head(self._pool(self.mask_pooler, features, boxes), cam, enhanced)
+        return self._pool(self.mask_pooler, features, boxes), cam, enhanced
 
     def encode(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
         """
@@ -136,11 +142,14 @@ class MaskBranch:
             targets (list[Instances]): ground truth with masks.
 
         Returns:
-            dict[str, Tensor]: "loss_mask", and "loss_contrastive" and "loss_box_supervision" if
-            they are on. Every parameter of the branch gets a gradient, zero where nothing is
-            learned.
+            dict[str, Tensor]: "loss_mask", and "loss_contrastive", "loss_box_supervision" and
+            "loss_self_training" if they are on. Every parameter that learns gets a gradient, zero
+            where nothing is learned.
         """
         losses = {}
+        iteration = get_event_storage().iter
+        if self.self_training is not None:
+            self.self_training.update_teacher(self.mask_head, iteration)
         scalars = {
             "mask_head/num_rois": len(rois.with_mask),
             "contrastive/num_rois": len(rois.positive),
@@ -156,16 +165,26 @@ class MaskBranch:
             encoded = encoded[rois.supervised.index]
         if len(rois.supervised):
             supervised_cams = cams[rois.supervised.index] if self.cam_on else None
-            logits = self.logits(features, rois.supervised.boxes, supervised_cams, encoded)
+            inputs = self._inputs(features, rois.supervised.boxes, supervised_cams, encoded)
+            logits = self.mask_head(*inputs)
         if len(rois.with_mask):
             masks = crop_targets(rois.with_mask, targets, logits.shape[-1])
             losses["loss_mask"] = mask_loss(logits[rois.with_mask.index], masks)
             rates = mask_error_rates(logits[rois.with_mask.index], masks)
             scalars.update({f"mask_head/{k}": v for k, v in rates.items()})
-        if len(rois.box_only):
+        if len(rois.box_only) and self.box_supervision is not None:
             losses["loss_box_supervision"] = self.box_supervision(
-                logits[rois.box_only.index], images, rois.box_only.boxes, get_event_storage().iter
+                logits[rois.box_only.index], images, rois.box_only.boxes, iteration
             )
+        if self.self_training is not None:
+            scalars["self_training/num_rois"] = len(rois.box_only)
+            if len(rois.box_only) and self.self_training.ramp(iteration) > 0:
+                index, boxes = rois.box_only.index, rois.box_only.boxes
+                inputs = tuple(None if x is None else x[index] for x in inputs)
+                losses["loss_self_training"], numbers = self.self_training(
+                    logits[index], inputs, images, boxes, iteration
+                )
+                scalars.update({f"self_training/{k}": v for k, v in numbers.items()})
 
         put_scalars(scalars)
         self._put_images(cams, sampled, logits)
@@ -177,6 +196,7 @@ class MaskBranch:
             "loss_contrastive": self.has_contrastive_loss,
             "loss_mask": True,
             "loss_box_supervision": self.box_supervision is not None,
+            "loss_self_training": self.self_training is not None,
         }
         return [name for name, is_on in names.items() if is_on]
 

@@ -23,6 +23,7 @@ from .mask_branch import MaskBranch, refuse_synchronized_norms
 from .mask_head import ContrastMaskMaskHead
 from .published_rules import ReassigningMatcher
 from .sampling import choose_rois, ground_truth_of_boxes, include_gt_boxes
+from .self_training import SelfTraining
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -40,6 +41,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         contrastive_head: nn.Module | None = None,
         max_contrastive_rois: int = 0,
         box_supervision: nn.Module | None = None,
+        self_training: nn.Module | None = None,
         cam_on: bool = True,
         gt_boxes_only: bool = True,
         test_rois_per_chunk: int = 128,
@@ -54,6 +56,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             contrastive_head (nn.Module): None leaves a class-agnostic Mask R-CNN.
             max_contrastive_rois (int): RoIs of a batch in the contrastive loss; 0 for all positive.
             box_supervision (nn.Module): mask loss of ground-truth boxes without a mask, or None.
+            self_training (nn.Module): another one, or None.
             cam_on (bool): whether the mask head receives CAMs.
             gt_boxes_only (bool): mask loss on ground-truth boxes only, not on other proposals.
             test_rois_per_chunk (int): RoIs the mask branch runs on at once in inference.
@@ -80,6 +83,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         for key, needs_gt_boxes in {
             "ROI_MASK_HEAD.GT_BOXES_ONLY": gt_boxes_only and self.mask_on,
             "ROI_MASK_HEAD.BOX_SUPERVISION": box_supervision is not None,
+            "ROI_MASK_HEAD.SELF_TRAINING": self_training is not None,
             "ROI_HEADS.INCLUDE_GT_BOXES": include_gt_boxes,
         }.items():
             if needs_gt_boxes and not proposal_append_gt:
@@ -92,6 +96,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         self.contrastive_head = contrastive_head
         self.max_contrastive_rois = max_contrastive_rois
         self.box_supervision = box_supervision
+        self.self_training = self_training
         self.cam_on = cam_on
         self.gt_boxes_only = gt_boxes_only
         self.test_rois_per_chunk = test_rois_per_chunk
@@ -103,6 +108,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         ret.update(cls._init_contrastive_head(cfg, input_shape))
         if cfg.MODEL.MASK_ON:
             ret["box_supervision"] = BoxSupervision.from_config(cfg)
+            ret["self_training"] = SelfTraining.from_config(cfg, ret["mask_head"])
         ret["cam_on"] = cfg.MODEL.ROI_MASK_HEAD.CAM_ON
         ret["gt_boxes_only"] = cfg.MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY
         ret["test_rois_per_chunk"] = cfg.MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK
@@ -258,7 +264,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             proposals,
             self.num_classes,
             gt_boxes_only=self.gt_boxes_only,
-            box_only=self.box_supervision is not None,
+            box_only=self.box_supervision is not None or self.self_training is not None,
             max_rois=self.max_contrastive_rois,
         )
         cams = None
@@ -276,6 +282,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             contrastive_pooler=self.contrastive_pooler,
             contrastive_head=self.contrastive_head,
             box_supervision=self.box_supervision,
+            self_training=self.self_training,
             cam_on=self.cam_on,
             vis_period=self.vis_period,
         )

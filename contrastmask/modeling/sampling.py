@@ -9,7 +9,7 @@ group counts in the group that it is a part of:
     R  positive, of P         contrastive loss
     M  supervised, of R       mask head: their masks are predicted
     S  with mask, of M        mask loss
-    T  box only, of M         box supervision; M = S + T
+    T  box only, of M         box supervision, self-training; M = S + T
 """
 
 from dataclasses import dataclass

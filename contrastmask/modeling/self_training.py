@@ -1,0 +1,179 @@
+"""
+Self-training, a mask loss for ground-truth boxes without a mask: a teacher, the slow average of the
+mask head (Tarvainen and Valpola, NIPS 2017), predicts their masks, colors correct these, and the
+mask head learns the result. Not part of ContrastMask. Training only.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.structures import Boxes, ImageList
+from torch import nn
+
+from .box_supervision import crop_colors
+from .color_crf import refine_by_color, rgb_to_lab
+from .layers import full_precision
+
+_KEY = "MODEL.ROI_MASK_HEAD.SELF_TRAINING"
+
+
+class SelfTraining(nn.Module):
+    """
+    The teacher, its labels and the loss. The teacher is in checkpoints, under the name of this
+    module and "teacher", so that a training can be resumed; nothing else uses it.
+    """
+
+    def __init__(
+        self,
+        mask_head: nn.Module,
+        *,
+        weight: float,
+        start: float,
+        ramp: float,
+        decay: float,
+        crf_weight: float,
+        crf_distance: float,
+        crf_color_distance: float,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        is_bgr: bool,
+    ):
+        """
+        Args:
+            mask_head (nn.Module): what learns; it is copied.
+            weight (float): of the loss, after the ramp.
+            start, ramp (float): iterations before the loss begins, and until it has its weight.
+            decay (float): share of its old value that the teacher keeps in an iteration.
+            crf_weight, crf_distance, crf_color_distance (float): see :func:`refine_by_color`; with
+                a weight of 0 the teacher's masks are the labels.
+            pixel_mean, pixel_std (list[float]): with which the model normalizes images.
+            is_bgr (bool): whether the first channel is blue instead of red.
+        """
+        super().__init__()
+        self.teacher = copy.deepcopy(mask_head).requires_grad_(False).eval()
+        self.weight, self.start, self.ramp_length, self.decay = weight, start, ramp, decay
+        self.crf = {
+            "weight": crf_weight, "distance": crf_distance, "color_distance": crf_color_distance
+        }  # fmt: skip
+        self.is_bgr = is_bgr
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, mask_head: nn.Module) -> "SelfTraining | None":
+        """
+        Returns:
+            SelfTraining, or None if its weight is 0.
+
+        Raises:
+            ValueError: for images that have no colors.
+        """
+        keys = cfg.MODEL.ROI_MASK_HEAD.SELF_TRAINING
+        if keys.LOSS_WEIGHT == 0:
+            return None
+        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+            raise ValueError(f"{_KEY} needs INPUT.FORMAT RGB or BGR, not {cfg.INPUT.FORMAT}")
+        return cls(
+            mask_head,
+            weight=keys.LOSS_WEIGHT,
+            start=keys.START * cfg.SOLVER.MAX_ITER,
+            ramp=keys.RAMP * cfg.SOLVER.MAX_ITER,
+            decay=keys.DECAY,
+            crf_weight=keys.CRF_WEIGHT,
+            crf_distance=keys.CRF_DISTANCE,
+            crf_color_distance=keys.CRF_COLOR_DISTANCE,
+            pixel_mean=cfg.MODEL.PIXEL_MEAN,
+            pixel_std=cfg.MODEL.PIXEL_STD,
+            is_bgr=cfg.INPUT.FORMAT == "BGR",
+        )
+
+    def train(self, mode: bool = True) -> "SelfTraining":
+        """As in :class:`nn.Module`, but the teacher never trains."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def ramp(self, iteration: int) -> float:
+        """float: what the weight is multiplied by, from 0 to 1."""
+        if iteration < self.start:
+            return 0.0
+        return min((iteration + 1 - self.start) / max(self.ramp_length, 1), 1.0)
+
+    @torch.no_grad()
+    def update_teacher(self, mask_head: nn.Module, iteration: int) -> None:
+        """
+        Once in every iteration, before it learns. The first iterations count the less the fewer
+        there were, so the teacher begins with the weights that the training begins with.
+
+        Args:
+            mask_head (nn.Module): what learns.
+            iteration (int): from 0.
+        """
+        decay = min(self.decay, iteration / (iteration + 9))
+        pairs = zip(self.teacher.state_dict().values(), mask_head.state_dict().values())
+        for old, new in pairs:
+            if old.is_floating_point():
+                old.lerp_(new.to(old.dtype), 1 - decay)
+            else:
+                old.copy_(new)
+
+    @torch.no_grad()
+    def labels(
+        self, inputs: tuple[torch.Tensor | None, ...], images: ImageList, boxes: list[Boxes]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            inputs (tuple[Tensor or None]): of the mask head, for T boxes.
+            images (ImageList): N, the normalized batch.
+            boxes (list[Boxes]): the T boxes, for each image.
+
+        Returns:
+            tuple[Tensor, Tensor]: (T, H, H) bool, the masks to learn, and the teacher's own.
+        """
+        logits = self.teacher(*inputs)[:, 0]
+        with full_precision(logits):
+            logits = logits.float()
+            predicted = logits > 0
+            if self.crf["weight"] == 0:
+                return predicted, predicted
+            size = logits.shape[-1]
+            colors, in_image = crop_colors(images, boxes, size, margin=2 * round(size / 14))
+            colors = colors * self.pixel_std[:, None, None] + self.pixel_mean[:, None, None]
+            lab = rgb_to_lab(colors.flip(1) if self.is_bgr else colors)
+            return refine_by_color(logits, lab, in_image, **self.crf) > 0, predicted
+
+    def forward(
+        self,
+        logits: torch.Tensor,
+        inputs: tuple[torch.Tensor | None, ...],
+        images: ImageList,
+        boxes: list[Boxes],
+        iteration: int,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """
+        Args:
+            logits (Tensor): (T, 1, H, H) mask logits of boxes without a mask, T > 0.
+            inputs, images, boxes: see :meth:`labels`.
+            iteration (int): in which :meth:`ramp` is above 0.
+
+        Returns:
+            tuple[Tensor, dict[str, Tensor]]: 0-dim float32, the weighted loss, and numbers for the
+            event storage: the mean IoU of the labels with the teacher's masks (what the colors
+            changed) and with the mask head's, and the share of foreground.
+        """
+        labels, predicted = self.labels(inputs, images, boxes)
+        learned = logits.detach()[:, 0] > 0
+        loss = F.binary_cross_entropy_with_logits(logits[:, 0].float(), labels.float())
+        return loss * (self.weight * self.ramp(iteration)), {
+            "iou_with_teacher": _mean_iou(labels, predicted),
+            "iou_with_mask_head": _mean_iou(labels, learned),
+            "foreground": labels.float().mean(),
+        }
+
+
+def _mean_iou(one, other):
+    """0-dim mean over (T, H, W) bool masks; two empty masks count as 0."""
+    union = (one | other).flatten(1).sum(dim=1)
+    return ((one & other).flatten(1).sum(dim=1) / union.clamp(min=1)).mean()
