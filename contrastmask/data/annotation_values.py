@@ -1,6 +1,6 @@
 """The values of an entry of 'annotations': each is understood, repaired or refused."""
 
-import math
+import sys
 from typing import Dict, List, NamedTuple, Optional
 
 from .annotation_geometry import BOXES_FROM_MASKS
@@ -213,7 +213,7 @@ class AnnotationParser:
 
     def _check_area(self, entry: dict, where: str) -> bool:
         area = entry.get("area")
-        if area is None or type(area) in _NUMBERS and -math.inf < area < math.inf:
+        if area is None or type(area) in _NUMBERS and abs(area) <= sys.float_info.max:
             return True
         if parse_number(area) is None and not is_nothing(area):
             self._report.error("'area' must be a number", where, short(area))

@@ -385,7 +385,10 @@ TABLE = {
     "bbox infinite": Row(second("bbox", [1, 2, float("inf"), 4]), "annotation 2 .*inf"),
     "bbox of 10**400": Row(second("bbox", [1, 2, 10**400, 4]), "annotation 2 .*4 numbers"),
     "bbox width 0": Row(second_box([3, 3, 0, 5]), named(NO_AREA, 2, 1)),
-    "bbox width negative": Row(second_box([9, 3, -5, 5]), named(NO_AREA, 2, 1)),
+    "bbox width negative": Row(
+        only(bbox=[9, 3, -5, 5], segmentation=[]),
+        repaired("right or bottom side", box(4, 3, 9, 8), "5"),
+    ),
     "bbox of a thousandth": Row(second_box([9, 3, 0.001, 5]), named(OUTSIDE, 2, 1)),
     "bbox outside": Row(second_box([30, 3, 5, 5]), named(OUTSIDE, 2, 1)),
     "bbox left of 0": Row(second_box([-10, 3, 5, 5]), named(OUTSIDE, 2, 1)),
@@ -398,7 +401,9 @@ TABLE = {
     "segmentation text": Row(
         second("segmentation", "x"), "annotation 2 .*segmentation is text; got 'x'"
     ),
-    "segmentation true": Row(second("segmentation", True), "annotation 2 .*segmentation is a bool"),
+    "segmentation true": Row(
+        second("segmentation", True), "annotation 2 .*segmentation is of type bool"
+    ),
     "flat polygon": Row(second("segmentation", TRIANGLE), repaired("flat list", sound)),
     "polygon with null": Row(
         second("segmentation", [[None, *TRIANGLE[1:]]]),
@@ -457,7 +462,9 @@ TABLE = {
         only(segmentation={"counts": make_rle(False)["counts"]}),
         repaired("RLE without size", mask_area(40, 40), "5"),
     ),
-    "RLE counts a number": Row(second("segmentation", runs(600)), "annotation 2 .*are a int"),
+    "RLE counts a number": Row(
+        second("segmentation", runs(600)), "annotation 2 .*counts of its RLE are of type int"
+    ),
     "RLE too long": Row(second("segmentation", runs([300, 301])), "annotation 2 .*do not add up"),
     "RLE too short": Row(second("segmentation", runs([300, 299])), "annotation 2 .*do not add up"),
     "RLE negative": Row(second("segmentation", runs([-5, 605])), "annotation 2 .*do not add up"),
