@@ -52,8 +52,8 @@ test: environment
 quickstart: environment
 	$(RUN) tools/prepare_shapes.py
 	$(RUN) train_net.py --config-file $(QUICKSTART_CONFIG)
-	$(RUN) tools/draw_predictions.py --config-file $(QUICKSTART_CONFIG) \
-	  --weights $(QUICKSTART_OUTPUT)/model_final.pth --output $(QUICKSTART_OUTPUT)/predictions.png
+	$(RUN) tools/draw_predictions.py --weights $(QUICKSTART_OUTPUT)/model_final.pth \
+	  --output $(QUICKSTART_OUTPUT)/predictions.png
 	@$(RUN) tools/show_results.py $(QUICKSTART_OUTPUT)/results.json --recorded $(QUICKSTART_RECORDED)
 	@echo "Pictures: $(QUICKSTART_OUTPUT)/predictions.png  Report: $(QUICKSTART_OUTPUT)/report.html"
 

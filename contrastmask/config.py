@@ -241,18 +241,18 @@ def _add_mask_head_config(cfg):
     # Compute the mask loss on RoIs that are ground-truth boxes themselves, not on proposals that
     # overlap one (authors' code; found decisive for novel classes by DeepMAC, arXiv 2104.00613).
     cfg.MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY = True
-    # Add the normalised class activation map to the features of the mask head (Sec. 3.4).
+    # Add the normalized class activation map to the features of the mask head (Sec. 3.4).
     cfg.MODEL.ROI_MASK_HEAD.CAM_ON = True
     # Standard deviation of the initial weights of the mask logit layer. 0: Kaiming normal over
     # fan-out, as in the authors' code (1.41: large). Detectron2 itself uses 0.001.
     cfg.MODEL.ROI_MASK_HEAD.LOGIT_INIT_STD = 0.0
     # A second mask loss, on ground-truth boxes without a mask: each row and column of the box has
-    # foreground, and neighbouring pixels of similar colour belong together (BoxInst, arXiv
+    # foreground, and neighboring pixels of similar color belong together (BoxInst, arXiv
     # 2012.02310; not part of ContrastMask). Costs nothing at test time; see docs/RESULTS.md.
     cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION = CN()
     # Weight of that loss; 0 leaves it out.
     cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT = 0.0
-    # Colours are similar below this Euclidean distance, in units of 0..255 per channel.
+    # Colors are similar below this Euclidean distance, in units of 0..255 per channel.
     cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.MAX_COLOR_DISTANCE = 15.0
     # Fraction of training during which the weight grows from 0 to its value.
     cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP = 0.5
@@ -295,17 +295,17 @@ def _add_contrastive_head_config(cfg):
     # Number and channels of the 3x3 convolutions of the encoder (Sec. 3.3).
     head.NUM_CONV = 8
     head.CONV_DIM = 256
-    # Normalisation of the encoder's convolutions: "" (authors' code) or a Detectron2 norm name.
+    # Normalization of the encoder's convolutions: "" (authors' code) or a Detectron2 norm name.
     head.NORM = ""
     # Number of 1x1 convolutions before the last linear layer of the projector (Sec. 3.3).
     head.NUM_PROJECTOR_CONV = 2
     # Channels of the projector's layers and of queries and keys.
     head.PROJECTOR_DIM = 256
-    # Normalisation of the projector's convolutions. "BN" takes its statistics per GPU over all
+    # Normalization of the projector's convolutions. "BN" takes its statistics per GPU over all
     # positive RoIs (authors' code). Statistics over all GPUs are refused: some have no such RoI.
     head.PROJECTOR_NORM = "BN"
 
-    # Novel RoIs: pixels whose normalised CAM is above 1 - DELTA are foreground, below DELTA
+    # Novel RoIs: pixels whose normalized CAM is above 1 - DELTA are foreground, below DELTA
     # background (Sec. 3.2).
     head.DELTA = 0.1
     # Same threshold for a base RoI whose mask leaves fewer than MIN_QUERY_SIZE pixels for a query.

@@ -17,7 +17,7 @@ def draw_explanation(image, instances, class_split):
         instances (Instances): at least one detection with `pred_boxes`, `scores`, `pred_classes`,
             `pred_masks` (N, H, W) bool, `pred_cams` (N, h, h), and perhaps `enhanced_maps`
             (N, h, h); on the CPU.
-        class_split (ClassSplit): decides the colours.
+        class_split (ClassSplit): decides the colors.
 
     Returns:
         matplotlib.figure.Figure:

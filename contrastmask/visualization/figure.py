@@ -22,7 +22,7 @@ def arrange_panels(
         rows (list[list[ndarray]]): images (H, W, 3), uint8, RGB; rows may have unequal lengths.
         column_titles (list[str] or None): one for each column.
         row_titles (list[str] or None): one for each row.
-        legend_title (str or None): above the legend that explains the colours of `roles`.
+        legend_title (str or None): above the legend that explains the colors of `roles`.
         roles (sequence[str]): of "base", "novel" and "unused"; none gives no legend.
         row_inches (float): height of a row.
 

@@ -26,7 +26,7 @@ def draw_ground_truth(image, record, class_split):
     Args:
         image (ndarray): (H, W, 3), uint8, RGB.
         record (dict): the image in Detectron2's dataset format.
-        class_split (ClassSplit): decides the colours.
+        class_split (ClassSplit): decides the colors.
 
     Returns:
         ndarray: (H', W', 3), uint8, RGB; enlarged if the image is small.
@@ -50,7 +50,7 @@ def draw_detections(image, instances, class_split):
         image (ndarray): (H, W, 3), uint8, RGB.
         instances (Instances): `pred_boxes`, `scores`, `pred_classes`, perhaps `pred_masks`
             (N, H, W) bool; on the CPU.
-        class_split (ClassSplit): decides the colours.
+        class_split (ClassSplit): decides the colors.
 
     Returns:
         ndarray: (H', W', 3), uint8, RGB; enlarged if the image is small.
@@ -114,7 +114,7 @@ def draw_heat_maps(image, boxes, maps):
 
 
 def class_color(class_id, class_split):
-    """RGB colour, in 0..1, of a contiguous class id: that of its role in the split."""
+    """RGB color, in 0..1, of a contiguous class id: that of its role in the split."""
     if class_id in class_split.base:
         return BASE_COLOR
     return NOVEL_COLOR if class_id in class_split.novel else UNUSED_COLOR
@@ -125,7 +125,7 @@ def overlay(image, colors, boxes, labels=None, masks=(), min_side=_MIN_SIDE):
 
     Args:
         image (ndarray): (H, W, 3), uint8, RGB.
-        colors (list): N RGB colours, in 0..1.
+        colors (list): N RGB colors, in 0..1.
         boxes (ndarray): (N, 4), XYXY, pixels.
         labels (list[str] or None): N.
         masks (sequence[ndarray]): N of (H, W), bool or uint8; or none at all.

@@ -132,7 +132,7 @@ def test_rle_in_polygon_format_names_what_to_set(image_file):
     annotations = [_box(40, 10, 20, 10, id=77, segmentation=_rle(40, 10, 20, 10))]
     with pytest.raises(ValueError, match=r"Annotation 77 .*image\.png.*INPUT\.MASK_FORMAT bitmask"):
         _mapper("polygon")(_dataset_dict(image_file, annotations))
-    # The mask of a class that is not learnt from does not matter.
+    # The mask of a class that is not learned from does not matter.
     out = _mapper("polygon", frozenset({5}))(_dataset_dict(image_file, annotations))["instances"]
     assert out.gt_has_mask.tolist() == [False]
 

@@ -14,11 +14,11 @@ SIZE = 500, 600
 
 
 def tint(color):
-    """Direction in which a colour changes gray."""
+    """Direction in which a color changes gray."""
     return np.sign(np.array(color) * 255 - 100)
 
 
-def test_detections_have_the_colours_of_their_group(image, instances, split):
+def test_detections_have_the_colors_of_their_group(image, instances, split):
     drawn = draw_detections(image, instances, split).astype(int)
     change = drawn - image
     assert np.array_equal(np.sign(change[150, 90]), tint(BASE_COLOR))
@@ -65,7 +65,7 @@ def test_cams(image, instances, split):
     outside[50:250, 40:240] = outside[60:400, 300:560] = False
     assert (drawn[outside] == 100).all()
     low, high = drawn[150, 60], drawn[150, 230]
-    assert high[0] > low[0]  # the colour map runs from blue to red
+    assert high[0] > low[0]  # the color map runs from blue to red
     assert np.array_equal(drawn[150, 41], low)  # as strong at the border of the box
     assert np.array_equal(drawn[150, 239], high)
     assert np.array_equal(drawn[200, 400], low)
