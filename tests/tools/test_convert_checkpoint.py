@@ -1,4 +1,5 @@
 import importlib.util
+import logging
 import pickle
 
 import numpy as np
@@ -63,7 +64,8 @@ def test_converted_file_loads_in_detectron2(tool, resnet, tmp_path):
     assert torch.equal(net.res3[0].shortcut.norm.weight, state_dict["layer2.0.downsample.1.weight"])
 
 
-def test_what_does_not_fit_is_not_written(tool, resnet, tmp_path, capsys):
+def test_what_does_not_fit_is_not_written(tool, resnet, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # handlers of other tests are closed
     path, _ = resnet
     out = tmp_path / "out.pth"
     opts = [*NARROW, "MODEL.RESNETS.DEPTH", "101"]
