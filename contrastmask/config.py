@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import contextmanager
+from functools import reduce
 from typing import Iterator, Sequence
 
 import torch
@@ -135,6 +136,11 @@ _RANGES = {
 }
 
 
+def value_of(cfg, key: str):
+    """The value of a key such as ``MODEL.ROI_HEADS.NUM_CLASSES``."""
+    return reduce(lambda node, name: node[name], key.split("."), cfg)
+
+
 def check_contrastmask_config(cfg):
     """
     Args:
@@ -144,9 +150,7 @@ def check_contrastmask_config(cfg):
         ValueError: if a number is out of its range; it names the key.
     """
     for key, (low, high) in _RANGES.items():
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
+        value = value_of(cfg, key)
         # A comparison with NaN is False.
         if value is None or not low <= value <= high or value == _INF:
             allowed = f"at least {low}" if high == _INF else f"{low} to {high}"

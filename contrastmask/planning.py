@@ -337,25 +337,17 @@ def mask_branch_choices(data: TrainingData) -> List[Choice]:
             "Made no difference that three seeds could show on the built-in data, and is slow.",
         ),
     ]
-    if not data.num_box_only:
-        reason = "Every object has a mask; 4 convolutions as in Mask R-CNN."
-        return [*choices, Choice("MODEL.ROI_MASK_HEAD.NUM_CONV", 4, reason)]
-    return [
-        *choices,
-        Choice(
-            "MODEL.ROI_MASK_HEAD.SELF_TRAINING.LOSS_WEIGHT",
-            1.0,
-            f"{data.num_box_only} objects have boxes only. A slow average of the mask head, "
-            "corrected by colors, gives them masks to learn: +3.2 to +6.8 novel IoU on photographs "
-            "of animals (docs/RESULTS.md).",
-        ),
-        Choice(
-            "MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT",
-            0.0,
-            "Costs up to 0.8 novel IoU on one split of those photographs.",
-        ),
-        Choice("MODEL.ROI_MASK_HEAD.NUM_CONV", 4, "As in Mask R-CNN, and in those trials."),
-    ]
+    if data.num_box_only:
+        choices.append(
+            Choice(
+                "MODEL.ROI_MASK_HEAD.SELF_TRAINING.LOSS_WEIGHT",
+                1.0,
+                f"{data.num_box_only} objects have boxes only. A slow average of the mask head, "
+                "corrected by colors, gives them masks to learn: +2.7 to +6.8 novel IoU in trials "
+                "on photographs of animals (docs/RESULTS.md).",
+            )
+        )
+    return choices
 
 
 def _schedule_choices(data: TrainingData, device: Device) -> List[Choice]:

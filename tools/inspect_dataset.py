@@ -24,7 +24,7 @@ import sys
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
-from contrastmask.config import default_config, merge_overrides
+from contrastmask.config import default_config, merge_overrides, value_of
 from contrastmask.config_writing import write_config
 from contrastmask.data import (
     check_all,
@@ -316,12 +316,6 @@ def describe_split(inspection, chosen, split):
             " Masks of novel classes cannot be evaluated, as their file has none: only boxes can."
         )
     return text
-
-
-def value_of(cfg, key):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return list(cfg) if isinstance(cfg, tuple) else cfg
 
 
 if __name__ == "__main__":

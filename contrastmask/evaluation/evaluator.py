@@ -234,7 +234,8 @@ class ContrastMaskEvaluator(DatasetEvaluator):
             logger.info(f"{self._truth.path} has no annotations to evaluate with")
             return {}
         if img_ids is not None:
-            predictions = [x for x in predictions if x["image_id"] in set(img_ids)]
+            evaluated = set(img_ids)
+            predictions = [x for x in predictions if x["image_id"] in evaluated]
         compared = [x["gt_box_masks"] for x in predictions if "gt_box_masks" in x]
         self._gt_box_masks = list(itertools.chain(*compared))
         return {

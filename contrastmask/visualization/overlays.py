@@ -175,13 +175,13 @@ def annotated_mask(annotation, size):
 
 
 def _inside(boxes, size):
-    """(N, H, W) bool: pixels whose centre is in the box."""
+    """(N, H, W) bool: pixels whose center is in the box."""
     x0, y0, x1, y1 = boxes.tensor[:, :, None].unbind(dim=1)
     y, x = (torch.arange(n) + 0.5 for n in size)
     return ((y0 <= y) & (y < y1))[:, :, None] & ((x0 <= x) & (x < x1))[:, None]
 
 
 def _grow(boxes, factor):
-    """Boxes with the same centres and `factor` times the sides."""
+    """Boxes with the same centers and `factor` times the sides."""
     centers = boxes.get_centers().repeat(1, 2)
     return Boxes(centers + (boxes.tensor - centers) * factor)
