@@ -53,6 +53,8 @@ def finished(request, opts, tmp_path_factory):
         address = f"tcp://127.0.0.1:{s.getsockname()[1]}"
     opts = [*opts, "SOLVER.IMS_PER_BATCH", str(world_size)]
     with pytest.MonkeyPatch.context() as patch:
+        # Threads of several processes that wait for each other's cores are many times slower.
+        patch.setenv("OMP_NUM_THREADS", "1")
         if backend == "gloo":  # also where there are GPUs
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
             patch.setattr(torch.cuda, "is_available", lambda: False)
