@@ -1,7 +1,9 @@
 #!/usr/bin/env python
 """
 Give every box-only annotation of a COCO-format file a mask, predicted for exactly that box and
-class. Annotations that have a segmentation, and all other values in the file, stay as they are.
+class. Annotations that have a segmentation, and all other values in the file, stay as they are; but
+--mask-format polygon also sets "area" and "bbox" to those of the polygons ("given_bbox" keeps the
+box).
 
     python tools/predict_masks.py --weights output/quickstart/model_final.pth \\
         --json boxes.json --images folder --output boxes_with_masks.json
@@ -26,6 +28,7 @@ from contrastmask.engine.programs import (
     program,
 )
 from contrastmask.inference import complete_masks, read_masks
+from contrastmask.inference.complete_masks import MASK_FORMATS
 
 _EXIT_SKIPPED = 3
 _EXIT_NOT_COMPARED = 4
@@ -46,6 +49,18 @@ def get_args(argv):
         help="also predict masks for annotations that have a segmentation, and replace it",
     )
     parser.add_argument(
+        "--mask-format",
+        choices=MASK_FORMATS,
+        default="rle",
+        help="rle: exact; polygon: for tools that read no RLE (default: rle)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1.0,
+        help="pixels by which a polygon may leave out corners of a mask; 0: none (default: 1)",
+    )
+    parser.add_argument(
         "--compare",
         metavar="FULL_JSON",
         help="file with the same annotation ids and all masks: print the mean IoU with these",
@@ -53,6 +68,8 @@ def get_args(argv):
     args = parse_args(parser, argv)
     if args.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
+    if not 0 <= args.tolerance < float("inf"):
+        parser.error(f"--tolerance must be 0 or more, got {args.tolerance}")
     if args.compare and not os.path.isfile(args.compare):
         parser.error(f"--compare: there is no file {args.compare}")
     return args
@@ -74,11 +91,19 @@ def main(argv=None):
         batch_size=args.batch_size,
         num_workers=predictor.cfg.DATALOADER.NUM_WORKERS,
         replace=args.all,
+        mask_format=args.mask_format,
+        tolerance=args.tolerance,
     )
     logger.info(
         f"Wrote {args.output}: {len(completion.predicted)} masks predicted, {completion.num_kept} "
         f"annotations had one, {completion.num_left_out} left out (crowds, ignored, no area)"
     )
+    if completion.overlaps:
+        overlaps = completion.overlaps
+        logger.info(
+            f"IoU of polygons with the masks: mean {sum(overlaps) / len(overlaps):.4f}, least "
+            f"{min(overlaps):.4f}. Holes joined to an outline: {completion.num_slits}"
+        )
     exit_code = 0
     if completion.unreadable:
         names = ", ".join(name for name, _ in completion.unreadable)

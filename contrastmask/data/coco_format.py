@@ -399,7 +399,7 @@ class _Images:
                 if file is None and self._needs_files:
                     missing.append(name)
                 elif file is None:
-                    file = os.path.join(self._root, name)
+                    file, way = os.path.join(self._root, name), ""
                     self._report.warn("missing image file", f"{where} ({name})")
             files.append(file)
             how.append(way)

@@ -25,13 +25,24 @@ from ..data.masks import is_nothing, to_rle
 from ..data.reading_report import names as shorten
 from ..predictor import ModelInput, Predictor, encode, masks_for_boxes
 from .partial_results import append_masks, open_partial_results, run_identity
+from .polygons import mask_to_polygons, polygon_box
 
-__all__ = ["SCORE_KEY", "MaskCompletion", "complete_masks", "read_masks"]
+__all__ = [
+    "GIVEN_BOX_KEY",
+    "MASK_FORMATS",
+    "SCORE_KEY",
+    "MaskCompletion",
+    "complete_masks",
+    "read_masks",
+]
 
 logger = logging.getLogger(__name__)
 
 # Key of an annotation for the score of its predicted mask.
 SCORE_KEY = "mask_score"
+# Key for the box that the mask was predicted for, where "bbox" becomes that of the polygons.
+GIVEN_BOX_KEY = "given_bbox"
+MASK_FORMATS = ("rle", "polygon")
 _PARTIAL_SUFFIX = ".partial.jsonl"
 _NUM_EXAMPLES = 10
 _GROUPS = ("base", "novel", "unused", "all")
@@ -43,13 +54,15 @@ class MaskCompletion:
 
     Attributes:
         annotations: all of them, as they are in the output.
-        predicted: RLE of each predicted mask.
+        predicted: RLE of each mask that was written.
         empty: annotations for which the model predicted no pixel; they stay as they are.
         num_kept: annotations that had a mask.
         not_understood: annotations with a segmentation that is no usable mask; they keep it.
         num_left_out: crowds, annotations marked "ignore", boxes without area in the image.
         unknown_classes: names of classes that the model does not have; they stay as they are.
         unreadable: file names of images and why they were skipped.
+        overlaps: IoU of each mask that became polygons with its polygons.
+        num_slits: holes that are joined to an outline, in polygons.
     """
 
     annotations: List[dict]
@@ -60,6 +73,8 @@ class MaskCompletion:
     num_left_out: int = 0
     unknown_classes: List[str] = field(default_factory=list)
     unreadable: List[Tuple[str, str]] = field(default_factory=list)
+    overlaps: List[float] = field(default_factory=list)
+    num_slits: int = 0
 
     def ids(self, indices: Sequence[int]) -> str:
         """Ids of some annotations, for a message."""
@@ -121,13 +136,18 @@ def complete_masks(
     batch_size: int = 4,
     num_workers: int = 0,
     replace: bool = False,
+    mask_format: str = "rle",
+    tolerance: float = 1.0,
 ) -> MaskCompletion:
     """Give every box-only annotation of a COCO-format file the mask predicted for its box.
 
-    These annotations get a "segmentation" (compressed RLE) and a "mask_score" (mean probability
-    inside the mask); all other values stay, "area" included. Masks of finished images are kept in
-    `output` + ".partial.jsonl", from which an interrupted run goes on; the file is removed when all
-    images are done. Its first line names the model, the config and the annotation file.
+    These annotations get a "segmentation" and a "mask_score" (mean probability inside the mask).
+    Beside a compressed RLE all other values stay, "area" included. Beside polygons, "area" (pixels)
+    and "bbox" become those of the polygons, and "given_bbox" keeps the box.
+
+    Masks of finished images are kept in `output` + ".partial.jsonl", from which an interrupted run
+    goes on; the file is removed when all images are done. Its first line names the model, the
+    config and the annotation file.
 
     Args:
         predictor: the model. Categories of the file are matched with its classes by name.
@@ -137,6 +157,8 @@ def complete_masks(
         batch_size: images at a time.
         num_workers: processes that read images.
         replace: also predict masks for the annotations that have a segmentation.
+        mask_format: how predicted masks are written: "rle" or "polygon".
+        tolerance: of polygons, in pixels; see :func:`.polygons.mask_to_polygons`.
 
     Raises:
         AnnotationFileError: if the file is not sound, or the image folder is missing.
@@ -145,6 +167,8 @@ def complete_masks(
     """
     if not predictor.cfg.MODEL.MASK_ON:
         raise ValueError("MODEL.MASK_ON is False: this model predicts no masks")
+    if mask_format not in MASK_FORMATS:
+        raise ValueError(f"mask_format is {mask_format!r}; it has to be one of {MASK_FORMATS}")
     if os.path.exists(output) and os.path.samefile(json_file, output):
         raise ValueError(f"The output file is the annotation file itself: {output}")
     options = reading_options(predictor.cfg)
@@ -174,8 +198,15 @@ def complete_masks(
         if score == 0:
             completion.empty.append(index)
             continue
+        annotation = completion.annotations[index]
+        if mask_format == "polygon":
+            segmentation = _write_polygons(
+                annotation, segmentation, tolerance, options.box_format, completion
+            )
+        else:
+            annotation["segmentation"] = segmentation
+        annotation[SCORE_KEY] = score
         completion.predicted[index] = segmentation
-        completion.annotations[index].update({"segmentation": segmentation, SCORE_KEY: score})
     if completion.empty:
         logger.warning(
             f"No pixel was predicted for {len(completion.empty)} annotations, which stay as they "
@@ -249,6 +280,21 @@ def _records(annotations, class_names, replace, completion) -> List[dict]:
             records.append({**record, "indices": indices, "boxes": boxes, "classes": classes})
     completion.num_left_out = len(completion.annotations) - num_seen
     return records
+
+
+def _write_polygons(annotation: dict, rle: dict, tolerance, box_format, completion) -> dict:
+    """Set the values of an annotation that polygons change; returns them as an RLE."""
+    polygons, num_holes = mask_to_polygons(mask_util.decode(rle), tolerance)
+    written = to_rle(polygons, *rle["size"])
+    annotation.setdefault(GIVEN_BOX_KEY, annotation.get("bbox"))
+    annotation.update(
+        segmentation=polygons,
+        bbox=polygon_box(polygons, box_format),
+        area=float(mask_util.area(written)),
+    )
+    completion.overlaps.append(float(mask_util.iou([written], [rle], [0])[0, 0]))
+    completion.num_slits += num_holes
+    return written
 
 
 def _is_empty_rle(segmentation) -> bool:

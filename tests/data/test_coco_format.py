@@ -782,3 +782,11 @@ def test_images_in_subfolders(read, folder):
     annotations = read(content)
     assert annotations.records[0]["file_name"] == str(folder / "deep" / "er" / "c.png")
     assert not annotations.report.findings
+
+
+def test_a_missing_image_that_nobody_needs_is_not_called_found(tmp_path, folder):
+    (folder / next(iter(IMAGE_SIZES))).unlink()
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(sound_content()))
+    findings = read_annotations(str(path), str(folder), needs_images=False).report.findings
+    assert [(x.what, len(x.where)) for x in findings] == [("missing image file", 1)]

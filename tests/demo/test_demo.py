@@ -8,6 +8,7 @@ import pytest
 import small_model
 
 from contrastmask.inference import explanation_maps
+from contrastmask.visualization.video import Video
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,10 @@ def demo(setting, tmp_path, monkeypatch):
     main = runpy.run_path(str(small_model.ROOT / "demo" / "demo.py"))["main"]
     monkeypatch.chdir(folder / "train")
 
-    def run(*args, weights="model_final.pth"):
-        weights = ["--weights", str(folder / weights), "--output", str(tmp_path / "out")]
-        code = main([*weights, "--score-threshold", "0", *args])
+    def run(*args, weights="model_final.pth", output=True):
+        weights = ["--weights", str(folder / weights)]
+        output = ["--output", str(tmp_path / "out")] if output else []
+        code = main([*weights, *output, "--score-threshold", "0", *args])
         return code, sorted(os.listdir(tmp_path / "out")) if (tmp_path / "out").exists() else []
 
     return run
@@ -107,3 +109,76 @@ def test_unreadable_images(demo, tmp_path):
 def test_no_images(demo):
     code, files = demo("--input", "*.tiff")
     assert code == 1 and not files
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A video of 5 frames, 64 x 40, each of another gray."""
+    path = str(tmp_path / "clip.avi")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"MJPG"), 10.0, (64, 40))
+    for level in range(0, 250, 50):
+        writer.write(np.full((40, 64, 3), level, np.uint8))
+    writer.release()
+    return path
+
+
+def frames_of(path):
+    with Video.of_file(str(path)) as video:
+        return video.rate, list(video)
+
+
+@pytest.mark.parametrize("name", ["", "named.avi", "named.mp4"])
+def test_video(demo, clip, tmp_path, name):
+    """Frames without detections come back in their order, enlarged like images."""
+    nothing = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.1"]
+    output = ["--output", str(tmp_path / "out" / name)]
+    code, files = demo("--video-input", clip, *output, *nothing)
+    assert code == 0 and files == [name or "clip.mp4"]
+    rate, frames = frames_of(tmp_path / "out" / files[0])
+    assert rate == 10 and [x.shape for x in frames] == [(300, 480, 3)] * 5
+    assert np.abs(np.array([x.mean() for x in frames]) - range(0, 250, 50)).max() < 5
+
+
+def test_detections_are_drawn_in_a_video(demo, clip, tmp_path):
+    assert demo("--video-input", clip)[0] == 0
+    frames = frames_of(tmp_path / "out" / "clip.mp4")[1]
+    assert all(x.std() > 5 for x in frames)
+
+
+def test_webcam_in_a_window_until_escape(demo, clip, monkeypatch):
+    shown, keys = [], [-1, -1, 27, -1]
+    camera = cv2.VideoCapture(clip)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: camera)
+    monkeypatch.setattr(cv2, "imshow", lambda title, frame: shown.append((title, frame.shape)))
+    monkeypatch.setattr(cv2, "waitKey", lambda delay: keys[len(shown) - 1])
+    monkeypatch.setattr(cv2, "destroyAllWindows", lambda: shown.append("closed"))
+    assert demo("--webcam", output=False) == (0, [])
+    assert shown == [("webcam", (300, 480, 3))] * 3 + ["closed"]
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--video-input", "none.mp4"], "There is no video file none.mp4"),
+        (["--video-input", "broken.mp4"], "broken.mp4 is no video that OpenCV can read"),
+        (["--webcam"], "OpenCV cannot open camera 0"),
+        (["--video-input", "{clip}", "--output", "{clip}"], "The output is the video itself"),
+        (["--video-input", "{clip}", "--output", "/proc/a.avi"], "OpenCV cannot write /proc/a.avi"),
+    ],
+)
+def test_video_errors_are_one_line(demo, clip, capfd, monkeypatch, args, message):
+    with open("broken.mp4", "w") as f:
+        f.write("no video " * 100)
+    if "--webcam" in args:
+        monkeypatch.setattr(cv2.VideoCapture, "isOpened", lambda self: False, raising=False)
+    assert demo(*(x.format(clip=clip) for x in args))[0] == 1
+    error = capfd.readouterr().err
+    assert message in error and error.count("error: ") == 1
+
+
+@pytest.mark.parametrize(
+    "args", [["--input", "1.png"], ["--webcam", "--explain"], ["--webcam", "--input", "1.png"], []]
+)
+def test_arguments_that_do_not_go_together(demo, args):
+    with pytest.raises(SystemExit):
+        demo(*args, output=False)

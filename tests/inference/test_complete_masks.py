@@ -9,6 +9,7 @@ import small_model
 
 from contrastmask import Predictor
 from contrastmask.data import ClassSplit
+from contrastmask.data.masks import to_rle
 from contrastmask.inference import complete_masks, read_masks
 from contrastmask.inference.complete_masks import MaskCompletion
 
@@ -74,6 +75,12 @@ def edit(path, change):
 def boxes_only(content):
     for x in content["annotations"]:
         x.pop("segmentation", None)
+
+
+def to_corners(content):
+    for x in content["annotations"]:
+        left, top, width, height = x["bbox"]
+        x["bbox"] = [left, top, left + width, top + height]
 
 
 def test_every_box_gets_a_mask_and_nothing_else_changes(data, complete, setting):
@@ -177,6 +184,46 @@ def test_all_replaces_masks(data, complete):
     assert replaced and all(before[i]["segmentation"] != after[i]["segmentation"] for i in replaced)
 
 
+@pytest.mark.parametrize("box_format", ["xywh", "xyxy"])
+def test_polygons(data, complete, setting, monkeypatch, box_format):
+    """Area and box are those of the polygons, which are the masks; the box that was given stays."""
+    edit(data / "boxes.json", boxes_only)
+    masks = complete("rle.json").predicted
+    cfg = setting[1].cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.BOX_FORMAT = box_format
+    monkeypatch.setattr(setting[1], "cfg", cfg)
+    if box_format == "xyxy":
+        edit(data / "boxes.json", to_corners)
+    completion = complete("polygons.json", mask_format="polygon", tolerance=0)
+    given = read(data / "boxes.json")["annotations"]
+    assert masks.keys() == completion.predicted.keys() and len(masks) > 3
+    for index, x in enumerate(read(data / "polygons.json")["annotations"]):
+        if index not in masks:
+            assert x == given[index]
+            continue
+        assert x["given_bbox"] == given[index]["bbox"]
+        rle = masks[index]
+        assert mask_util.iou([to_rle(x["segmentation"], *rle["size"])], [rle], [0])[0, 0] == 1
+        left, top, width, height = mask_util.toBbox(rle).tolist()
+        ends = {"xywh": [width, height], "xyxy": [left + width, top + height]}[box_format]
+        assert x["bbox"] == [left, top, *ends]
+        assert x["area"] == mask_util.area(rle)
+    assert completion.overlaps == [1.0] * len(masks)
+
+
+def test_coarse_polygons_say_how_well_they_fit(data, complete):
+    edit(data / "boxes.json", boxes_only)
+    masks = complete("rle.json").predicted
+    completion = complete("polygons.json", mask_format="polygon", tolerance=3)
+    for (index, rle), overlap in zip(sorted(masks.items()), completion.overlaps):
+        x = read(data / "polygons.json")["annotations"][index]
+        polygons = to_rle(x["segmentation"], *rle["size"])
+        assert mask_util.iou([polygons], [rle], [0])[0, 0] == overlap
+        assert x["area"] == mask_util.area(polygons)
+    assert min(completion.overlaps) < 1
+
+
 def test_empty_masks_stay_box_only(data, complete, setting, monkeypatch, caplog):
     head = setting[1].model.roi_heads.mask_head
     forward = head.forward
@@ -252,6 +299,9 @@ def test_batches_give_the_same_masks(complete):
 
 
 def test_mistakes(data, complete, setting):
+    with pytest.raises(ValueError, match="mask_format is 'polygons'"):
+        complete(mask_format="polygons")
+
     def rename(content):
         for x in content["categories"]:
             x["name"] = "une" + x["name"]
@@ -259,7 +309,7 @@ def test_mistakes(data, complete, setting):
     with pytest.raises(ValueError, match="annotation file itself"):
         complete("boxes.json")
     edit(data / "boxes.json", rename)
-    with pytest.raises(ValueError, match="boxes.json has none of the model's classes.*'unestar'"):
+    with pytest.raises(ValueError, match="boxes.json has none of the model's classes.*unestar"):
         complete()
     shutil.rmtree(data / "images")
     with pytest.raises(ValueError, match="images' does not exist"):

@@ -44,6 +44,20 @@ def test_predicts_and_compares(setting, predict_masks, capsys):
     assert code == 0 and "| base" in capsys.readouterr().out
 
 
+def test_polygons(setting, predict_masks, capsys, caplog):
+    annotations = setting / "annotations"
+    args = ["--mask-format", "polygon", "--compare", str(annotations / "train_full.json")]
+    with caplog.at_level("INFO", "contrastmask"):
+        code, output = predict_masks(annotations / "train.json", *args, "--tolerance", "0.5")
+    assert code == 0 and "IoU of polygons with the masks: mean" in caplog.text
+    written = json.loads(output.read_text())["annotations"]
+    assert all(type(x["segmentation"]) is list for x in written if "mask_score" in x)
+    assert "| novel" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        predict_masks(annotations / "train.json", "--tolerance", "-1")
+    assert "--tolerance must be 0 or more, got -1.0" in capsys.readouterr().err
+
+
 def test_exit_codes(setting, predict_masks, tmp_path, capsys):
     content = json.loads((setting / "annotations" / "train.json").read_text())
     for x in content["annotations"]:
@@ -53,8 +67,8 @@ def test_exit_codes(setting, predict_masks, tmp_path, capsys):
     path.write_text(json.dumps(content))
     code, output = predict_masks(path)
     assert code == 3 and output.exists()
-    used = content["annotations"][0]["category_id"]
-    next(x for x in content["categories"] if x["id"] == used)["name"] = "unheard of"
+    for x in content["categories"]:
+        x["name"] = f"unheard of {x['id']}"
     path.write_text(json.dumps(content))
     output.unlink()
     capsys.readouterr()
