@@ -29,6 +29,7 @@ from contrastmask.data import (
 from contrastmask.data.datasets import reading_options
 from contrastmask.data.images import ImageReader
 from contrastmask.data.inspection import inspect_annotation_file
+from contrastmask.data.reading_report import WHOLE_FILE
 from contrastmask.engine import load_config
 from contrastmask.engine.programs import parse_args, program
 from contrastmask.visualization.class_samples import write_class_samples
@@ -127,7 +128,9 @@ def inspect(cfg, picture):
             json_file, image_root, reading_options(cfg), ImageReader.from_config(cfg)
         )
         errors = inspections[name].report.errors
-        reasons += [f"{json_file}: {x.what}: {x.examples()}" for x in errors]
+        for x in errors:
+            where = "" if x.where == [WHOLE_FILE] else f": {x.examples()}"
+            reasons.append(f"{json_file}: {x.what}{where}")
     split = split_of(cfg, inspections)
     for name, inspection in inspections.items():
         print(f"\n{name}\n{inspection.table_of_classes(split)}\n\n{inspection.table_of_findings()}")
