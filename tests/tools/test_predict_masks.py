@@ -1,4 +1,5 @@
 import json
+import logging
 import runpy
 
 import pytest
@@ -44,7 +45,8 @@ def test_predicts_and_compares(setting, predict_masks, capsys):
     assert code == 0 and "| base" in capsys.readouterr().out
 
 
-def test_polygons(setting, predict_masks, capsys, caplog):
+def test_polygons(setting, predict_masks, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("contrastmask"), "propagate", True)  # programs end it
     annotations = setting / "annotations"
     args = ["--mask-format", "polygon", "--compare", str(annotations / "train_full.json")]
     with caplog.at_level("INFO", "contrastmask"):
