@@ -37,7 +37,7 @@ from contrastmask.data import (
 from contrastmask.data.datasets import reading_options
 from contrastmask.data.images import ImageReader
 from contrastmask.data.inspection import inspect_annotation_file
-from contrastmask.data.reading_report import names
+from contrastmask.data.reading_report import WHOLE_FILE, names
 from contrastmask.data.validation_split import choose_validation_images, write_split
 from contrastmask.engine import load_config
 from contrastmask.engine.programs import parse_args, program
@@ -166,7 +166,9 @@ def inspect(cfg, picture):
             json_file, image_root, reading_options(cfg), ImageReader.from_config(cfg)
         )
         errors = inspections[name].report.errors
-        reasons += [f"{json_file}: {x.what}: {x.examples()}" for x in errors]
+        for x in errors:
+            where = "" if x.where == [WHOLE_FILE] else f": {x.examples()}"
+            reasons.append(f"{json_file}: {x.what}{where}")
     split = split_of(cfg, inspections)
     for name, inspection in inspections.items():
         print(f"\n{name}\n{inspection.table_of_classes(split)}\n\n{inspection.table_of_findings()}")

@@ -8,6 +8,8 @@ from tabulate import tabulate
 
 __all__ = ["AnnotationFileError", "Finding", "ReadingReport", "short"]
 
+# In place of an entry, for what concerns all of a file.
+WHOLE_FILE = "the file"
 _NUM_EXAMPLES = 5
 _LEVELS = ("error", "warning", "repaired")
 
@@ -94,7 +96,7 @@ class ReadingReport:
         if self.stop_at_errors:
             raise AnnotationFileError(self.path, reason, where=where, value=value)
         got = f"got {value}" if value else ""
-        self._add("error", reason, ", ".join(filter(None, [where, got])) or "the file")
+        self._add("error", reason, ", ".join(filter(None, [where, got])) or WHOLE_FILE)
 
     def warn(self, what: str, where: str) -> None:
         self._add("warning", what, where)

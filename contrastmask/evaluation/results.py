@@ -138,7 +138,10 @@ def read_results_json(path):
         dict[str, dict[str, float]]: what :func:`format_results_table` takes.
     """
     with PathManager.open(path) as f:
-        report = json.load(f)
+        try:
+            report = json.load(f)
+        except ValueError as error:
+            raise ValueError(f"{path}: is not JSON, or was cut off: {error}") from None
     results = {
         group_key(task, group): {m: _value(v) for m, v in report[name][group].items()}
         for task, name in _JSON_NAMES.items()

@@ -169,6 +169,8 @@ def complete_masks(
         raise ValueError("MODEL.MASK_ON is False: this model predicts no masks")
     if mask_format not in MASK_FORMATS:
         raise ValueError(f"mask_format is {mask_format!r}; it has to be one of {MASK_FORMATS}")
+    if os.path.isdir(output):
+        raise ValueError(f"The output has to be a file, and {output} is a folder")
     if os.path.exists(output) and os.path.samefile(json_file, output):
         raise ValueError(f"The output file is the annotation file itself: {output}")
     options = reading_options(predictor.cfg)

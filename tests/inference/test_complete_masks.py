@@ -306,6 +306,8 @@ def test_mistakes(data, complete, setting):
         for x in content["categories"]:
             x["name"] = "une" + x["name"]
 
+    with pytest.raises(ValueError, match="images is a folder"):
+        complete("images")
     with pytest.raises(ValueError, match="annotation file itself"):
         complete("boxes.json")
     edit(data / "boxes.json", rename)

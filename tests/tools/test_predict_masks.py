@@ -1,4 +1,5 @@
 import json
+import logging
 import runpy
 import shutil
 
@@ -45,11 +46,13 @@ def test_predicts_and_compares(setting, predict_masks, capsys):
     assert code == 0 and "| base" in capsys.readouterr().out
 
 
-def test_polygons(setting, predict_masks, capsys, caplog):
+def test_polygons(setting, predict_masks, capsys, caplog, monkeypatch):
+    # Directly: programs keep records from the root logger.
+    logger = logging.getLogger("contrastmask.predict_masks")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
     annotations = setting / "annotations"
     args = ["--mask-format", "polygon", "--compare", str(annotations / "train_full.json")]
-    with caplog.at_level("INFO", "contrastmask"):
-        code, output = predict_masks(annotations / "train.json", *args, "--tolerance", "0.5")
+    code, output = predict_masks(annotations / "train.json", *args, "--tolerance", "0.5")
     assert code == 0 and "IoU of polygons with the masks: mean" in caplog.text
     written = json.loads(output.read_text())["annotations"]
     assert all(type(x["segmentation"]) is list for x in written if "mask_score" in x)

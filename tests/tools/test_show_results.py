@@ -70,3 +70,11 @@ def test_recorded_models_of_the_quickstart(program, write, capsys, path):
     words = record["recorded"]["command"].split()
     assert (ROOT / words[words.index("--config-file") + 1]).is_file()
     assert path.name in (ROOT / "Makefile").read_text()
+
+
+def test_damaged_file(program, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    path.write_text('{"box":')
+    assert program.main([str(path)]) == 1
+    error = capsys.readouterr().err
+    assert f"{path}: is not JSON" in error and len(error.splitlines()) == 1
