@@ -4,8 +4,10 @@ from pathlib import Path
 
 import cv2
 import pytest
+from detectron2.data import DatasetCatalog
 
 from contrastmask.data.shapes import ShapesParams, write_shapes
+from contrastmask.engine import load_config
 
 ROOT = Path(__file__).parents[2]
 TOOL = str(ROOT / "tools" / "inspect_dataset.py")
@@ -62,14 +64,14 @@ def test_data_without_masks_to_learn_from(inspect, base, reason):
 
 def test_broken_data(inspect, shapes, tmp_path):
     content = json.loads((shapes / "annotations" / "train.json").read_text())
-    content["annotations"][3]["bbox"] = [1, 2, 3, "wide"]
+    content["annotations"][-1]["bbox"] = [1, 2, 3, "wide"]
     content["images"][0]["file_name"] = "none.jpg"
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps(content))
     code, printed = inspect(broken)
     reasons = printed.split("Training cannot start:")[1]
     assert code == 1
-    assert "missing image file" in reasons and "none.jpg" in reasons and "'wide'" in reasons
+    assert "missing image file" in reasons and "none.jpg" in reasons and "wide" in reasons
     code, printed = inspect(tmp_path / "none.json")
     assert code == 1 and "no such annotation file" in printed
 
@@ -114,6 +116,67 @@ def test_wrong_arguments():
         [*both, "--config-file", "z"],
         [*both, "--val-json", "z"],
         ["--config-file", "z", "--base-classes", "cat"],
+        ["--config-file", "z", "--write-config", "a.yaml"],
+        [*both, "--overwrite"],
     ):
         with pytest.raises(SystemExit):
             main(args)
+
+
+def test_write_config(inspect, shapes, tmp_path):
+    path = tmp_path / "own.yaml"
+    options = ["--write-config", str(path), "--device", "cpu"]
+    code, printed = inspect(None, *options, "--base-classes", "ring", "gear")
+    assert code == 0 and "split off for validation, seed 0" in printed
+    assert f"python train_net.py --config-file {path}" in printed
+    assert "python tools/predict_masks.py --weights output/own/model_final.pth" in printed
+    cfg = load_config(str(path))
+    assert cfg.DATASETS.BASE_CLASSES == ["ring", "gear"]
+    assert cfg.DATASETS.TEST == ("own_val",) and len(DatasetCatalog.get("own_val")) >= 1
+    before = path.read_text()
+    code, _ = inspect(None, *options)
+    assert code == 1 and path.read_text() == before
+    code, _ = inspect(None, *options, "--overwrite", "--base-classes", "ring")
+    assert code == 0 and path.read_text() != before
+
+
+def test_write_config_with_validation_data(inspect, shapes, tmp_path):
+    path = tmp_path / "given.yaml"
+    val = ["--val-json", str(shapes / "annotations/val.json"), "--val-images", str(shapes / "val")]
+    code, printed = inspect(None, *val, "--write-config", str(path), "--device", "cpu")
+    assert code == 0 and "split off" not in printed
+    assert [x.name for x in tmp_path.glob("*.json")] == []
+    assert load_config(str(path)).DATASETS.COCO_FORMAT[1][1] == val[1]
+
+
+def test_write_config_for_boxes_only(inspect, shapes, tmp_path):
+    content = json.loads((shapes / "annotations" / "train.json").read_text())
+    for x in content["annotations"]:
+        x.pop("segmentation", None)
+    boxes, path = tmp_path / "boxes.json", tmp_path / "own_boxes.yaml"
+    boxes.write_text(json.dumps(content))
+    code, printed = inspect(boxes, "--write-config", str(path), "--device", "cpu")
+    assert code == 0 and "python demo/demo.py" in printed
+    assert load_config(str(path)).MODEL.MASK_ON is False
+
+
+def test_write_config_for_masks_that_are_crowds(inspect, shapes, tmp_path):
+    content = json.loads((shapes / "annotations" / "train.json").read_text())
+    for x in content["annotations"]:
+        x["iscrowd"] = int("segmentation" in x)
+    crowds, path = tmp_path / "crowds.json", tmp_path / "own_crowds.yaml"
+    crowds.write_text(json.dumps(content))
+    options = ["--write-config", str(path), "--device", "cpu"]
+    code, printed = inspect(crowds, *options)
+    assert code == 1 and "DATASETS.CROWDS objects" in printed and not path.exists()
+    code, _ = inspect(crowds, *options, "DATASETS.CROWDS", "objects")
+    cfg = load_config(str(path))
+    assert code == 0 and cfg.MODEL.MASK_ON and cfg.DATASETS.CROWDS == "objects"
+
+
+def test_write_config_never_replaces_its_data(inspect, shapes, tmp_path):
+    copy = tmp_path / "own_train.json"
+    copy.write_text((shapes / "annotations" / "train.json").read_text())
+    before = copy.read_text()
+    code, _ = inspect(copy, "--write-config", str(tmp_path / "own.yaml"), "--overwrite")
+    assert code == 1 and copy.read_text() == before
