@@ -124,15 +124,15 @@ def test_wrong_arguments():
 
 
 def test_write_config(inspect, shapes, tmp_path):
-    path = tmp_path / "own.yaml"
+    path = tmp_path / "settings.yaml"
     options = ["--write-config", str(path), "--device", "cpu"]
     code, printed = inspect(None, *options, "--base-classes", "ring", "gear")
     assert code == 0 and "split off for validation, seed 0" in printed
     assert f"python train_net.py --config-file {path}" in printed
-    assert "python tools/predict_masks.py --weights output/own/model_final.pth" in printed
+    assert "python tools/predict_masks.py --weights output/settings/model_final.pth" in printed
     cfg = load_config(str(path))
     assert cfg.DATASETS.BASE_CLASSES == ["ring", "gear"]
-    assert cfg.DATASETS.TEST == ("own_val",) and len(DatasetCatalog.get("own_val")) >= 1
+    assert cfg.DATASETS.TEST == ("settings_val",) and len(DatasetCatalog.get("settings_val")) >= 1
     before = path.read_text()
     code, _ = inspect(None, *options)
     assert code == 1 and path.read_text() == before
