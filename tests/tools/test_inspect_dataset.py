@@ -127,15 +127,15 @@ def test_wrong_arguments():
 
 
 def test_write_config(inspect, shapes, tmp_path):
-    path = tmp_path / "separate.yaml"
+    path = tmp_path / "settings.yaml"
     options = ["--write-config", str(path), "--device", "cpu"]
     code, printed = inspect(None, *options, "--base-classes", "ring", "gear")
     assert code == 0 and "split off for validation, seed 0" in printed
     assert f"python train_net.py --config-file {path}" in printed
-    assert "python tools/predict_masks.py --weights output/separate/model_final.pth" in printed
+    assert "python tools/predict_masks.py --weights output/settings/model_final.pth" in printed
     cfg = load_config(str(path))
     assert cfg.DATASETS.BASE_CLASSES == ["ring", "gear"]
-    assert cfg.DATASETS.TEST == ("separate_val",) and len(DatasetCatalog.get("separate_val")) >= 1
+    assert cfg.DATASETS.TEST == ("settings_val",) and len(DatasetCatalog.get("settings_val")) >= 1
     before = path.read_text()
     code, _ = inspect(None, *options)
     assert code == 1 and path.read_text() == before
@@ -178,8 +178,8 @@ def test_write_config_for_masks_that_are_crowds(inspect, shapes, tmp_path):
 
 
 def test_write_config_never_replaces_its_data(inspect, shapes, tmp_path):
-    copy = tmp_path / "separate_train.json"
+    copy = tmp_path / "own_train.json"
     copy.write_text((shapes / "annotations" / "train.json").read_text())
     before = copy.read_text()
-    code, _ = inspect(copy, "--write-config", str(tmp_path / "separate.yaml"), "--overwrite")
+    code, _ = inspect(copy, "--write-config", str(tmp_path / "own.yaml"), "--overwrite")
     assert code == 1 and copy.read_text() == before
