@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from detectron2.structures import ImageList
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contrastmask.modeling import roi_heads, sampling
@@ -84,6 +85,7 @@ def test_the_counter_counts(waits):
         ("MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU", 0.5),
         ("MODEL.ROI_HEADS.INCLUDE_GT_BOXES", True),
         ("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT", 1.0),
+        ("MODEL.ROI_MASK_HEAD.SELF_TRAINING.LOSS_WEIGHT", 1.0),
     ],
     ids=lambda x: "".join(map(str, x)) or "default",
 )
@@ -101,6 +103,23 @@ def test_not_more_waits_than_detectron2(
         assert torch.isfinite(losses["loss_mask"])
         counts.append(waits.count)
     assert 0 < counts[1] <= counts[0], counts
+
+
+def test_self_training_does_not_wait(heads_cfg, build_heads, make_batch, waits):
+    heads_cfg.MODEL.ROI_MASK_HEAD.SELF_TRAINING.LOSS_WEIGHT = 1.0
+    heads = build_heads(heads_cfg).train()
+    _, _, targets = make_batch(has_mask=False)
+    boxes = [x.gt_boxes for x in targets]
+    num = sum(map(len, boxes))
+    images = ImageList(torch.rand(2, 3, 120, 128), [x.image_size for x in targets])
+    inputs = torch.rand(num, 16, 14, 14), None, torch.rand(num, 10, 14, 14)
+    logits = heads.mask_head(*inputs)
+    waits.count = 0
+    with waits:
+        heads.self_training.update_teacher(heads.mask_head, 0)
+        loss, _ = heads.self_training(logits, inputs, images, boxes, iteration=119)
+        loss.backward()
+    assert loss > 0 and waits.count == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
