@@ -40,6 +40,10 @@ SCENARIOS = {
         "some have no base mask": ["full", "no base mask"],
         "nobody has ground truth": ["no ground truth"],
     },
+    "self-training": {
+        "some have no box without a mask": ["full", "no kept RoI"],
+        "nobody has ground truth": ["no ground truth"],
+    },
 }
 _OVERRIDES = {
     "default": [],
@@ -50,12 +54,17 @@ _OVERRIDES = {
         *("MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT", "0.0"),
     ],
     "no contrastive loss": ["MODEL.ROI_CONTRASTIVE_HEAD.LOSS_WEIGHT", "0.0"],
+    "self-training": [
+        *("MODEL.ROI_MASK_HEAD.SELF_TRAINING.LOSS_WEIGHT", "1.0"),
+        *("MODEL.ROI_MASK_HEAD.SELF_TRAINING.START", "0.0"),
+    ],
 }
 # Batches whose loss is exactly zero, by the name of the loss.
 ZERO = {
     "loss_mask": ["no ground truth", "no base mask", "tiny"],
     "loss_contrastive": ["no ground truth", "no kept RoI", "tiny"],
     "loss_box_supervision": ["no ground truth", "no kept RoI"],  # the latter: all have a mask
+    "loss_self_training": ["no ground truth", "no kept RoI"],
 }
 
 

@@ -59,6 +59,7 @@ def iterations(folder):
 def test_killed_twice(tmp_path):
     """With the same results, to the last bit, as without."""
     opts = ["--longest-delay", "1", "SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    opts += ["MODEL.ROI_MASK_HEAD.SELF_TRAINING.LOSS_WEIGHT", "1.0"]
     whole, killed, met = train_twice(tmp_path, ["writing", "training"], *opts)
     assert None not in met, "the training ended before the last kill"
     assert met[0]["writing"] == ["model_0000001.pth.unfinished"] and met[0]["last"] is None
