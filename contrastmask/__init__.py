@@ -3,11 +3,14 @@ ContrastMask for Detectron2. Importing this package registers its heads, and the
 ``torchvision://`` and ``efficientnet-lite://`` paths, with Detectron2.
 """
 
+import logging
 import warnings
 
 __version__ = "0.2.0.dev0"
 
-# PyTorch's warnings about the code of Detectron2 and fvcore, which their users cannot act on.
+# PyTorch's warnings about the code of Detectron2 and fvcore, which their users cannot act on, and
+# about a CUDA toolkit on a machine without a GPU.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # on import
     from . import checkpoint, modeling

@@ -201,6 +201,9 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
         if problem:
             self._log_incompatible_keys(incompatible)  # all of them; the error names the first
             raise ValueError(f"checkpoint {self._file} does not fit the model: {problem}")
+        if self._layout and self._layout.is_classifier:
+            logger.info(f"It has {self._layout.covers.rstrip('.')}; other parts start untrained")
+            incompatible.missing_keys.clear()
         return incompatible
 
     def _misfit(self, incompatible):

@@ -18,16 +18,19 @@ class Layout:
     Attributes:
         name: for the log.
         marks: names of tensors that together tell this layout from others.
-        rename: function of one name to the name in this project's model. Names without a place
-            there are returned as they are, and are reported as unused when they are loaded.
+        rename: function of one name to the name in this project's model, None for those of a
+            classifier of whole images, which are left out. Other names without a place there are
+            returned as they are, and are reported as unused when they are loaded.
         covers: prefix of the model's names. Of this part a checkpoint in this layout has to fill
             every tensor and to leave none over.
+        is_classifier: whether it holds no other part of a detector.
     """
 
     name: str
     marks: Tuple[str, ...]
-    rename: Callable[[str], str]
+    rename: Callable[[str], Optional[str]]
     covers: str
+    is_classifier: bool = False
 
     def convert(self, state_dict: dict) -> dict:
         """
@@ -35,7 +38,8 @@ class Layout:
             state_dict (dict[str, Tensor]): in this layout.
 
         Returns:
-            dict[str, Tensor]: under this project's names; half precision becomes float32.
+            dict[str, Tensor]: those that are not left out, under this project's names; half
+            precision becomes float32.
 
         Raises:
             ValueError: if two tensors get one name.
@@ -43,6 +47,8 @@ class Layout:
         converted = {}
         for name, value in state_dict.items():
             new_name = self.rename(name)
+            if new_name is None:
+                continue
             if new_name in converted:
                 raise ValueError(f"two tensors of the {self.name} layout become {new_name}")
             converted[new_name] = value.float() if value.is_floating_point() else value
@@ -130,13 +136,15 @@ def _rename_resnet(name):
 
 
 def _rename_torchvision(name):
+    if name.startswith("fc."):
+        return None
     renamed = _rename_resnet(name)
     return name if renamed is None else "backbone.bottom_up." + renamed
 
 
 def _rename_efficientnet(name):
     is_classifier = name.startswith(("_conv_head.", "_bn1.", "_fc."))
-    return name if is_classifier else "backbone.bottom_up.net." + name
+    return None if is_classifier else "backbone.bottom_up.net." + name
 
 
 _BOX_BRANCHES = {"shared_convs": "shared", "cls_convs": "cls_branch", "reg_convs": "reg_branch"}
@@ -202,11 +210,13 @@ LAYOUTS = (
         marks=("conv1.weight", "bn1.weight", "layer1.0.conv1.weight"),
         rename=_rename_torchvision,
         covers="backbone.bottom_up.",
+        is_classifier=True,
     ),
     Layout(
         "EfficientNet-Lite (ImageNet)",
         marks=("_conv_stem.weight", "_blocks.0._bn1.weight"),
         rename=_rename_efficientnet,
         covers="backbone.bottom_up.net.",
+        is_classifier=True,
     ),
 )
