@@ -115,9 +115,9 @@ _RANGES = {
     "MODEL.ROI_MASK_HEAD.SELF_TRAINING.START": (0, 1),
     "MODEL.ROI_MASK_HEAD.SELF_TRAINING.RAMP": (0, 1),
     "MODEL.ROI_MASK_HEAD.SELF_TRAINING.DECAY": (0, 1),
-    "MODEL.ROI_MASK_HEAD.SELF_TRAINING.CRF_WEIGHT": (0, _INF),
-    "MODEL.ROI_MASK_HEAD.SELF_TRAINING.CRF_DISTANCE": (0.001, _INF),
-    "MODEL.ROI_MASK_HEAD.SELF_TRAINING.CRF_COLOR_DISTANCE": (0.001, _INF),
+    "MODEL.ROI_MASK_HEAD.COLOR_CRF.WEIGHT": (0, _INF),
+    "MODEL.ROI_MASK_HEAD.COLOR_CRF.DISTANCE": (0.001, _INF),
+    "MODEL.ROI_MASK_HEAD.COLOR_CRF.COLOR_DISTANCE": (0.001, _INF),
     "MODEL.ROI_CONTRASTIVE_HEAD.POOLER_RESOLUTION": (1, _INF),
     "MODEL.ROI_CONTRASTIVE_HEAD.NUM_CONV": (0, _INF),
     "MODEL.ROI_CONTRASTIVE_HEAD.CONV_DIM": (1, _INF),
@@ -147,7 +147,7 @@ def check_contrastmask_config(cfg):
         cfg (CfgNode): with the keys of ContrastMask.
 
     Raises:
-        ValueError: if a number is out of its range; it names the key.
+        ValueError: if a number is out of its range, or two keys exclude each other; it names them.
     """
     for key, (low, high) in _RANGES.items():
         value = value_of(cfg, key)
@@ -155,6 +155,11 @@ def check_contrastmask_config(cfg):
         if value is None or not low <= value <= high or value == _INF:
             allowed = f"at least {low}" if high == _INF else f"{low} to {high}"
             raise ValueError(f"{key} is {value}, it has to be {allowed}")
+    if cfg.TEST.AUG.ENABLED and cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST:
+        raise ValueError(
+            "TEST.AUG.ENABLED and MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST cannot both be True: "
+            "Detectron2's test-time augmentation gives the mask branch no colors"
+        )
 
 
 def _add_dataset_config(cfg):
@@ -274,14 +279,19 @@ def _add_mask_head_config(cfg):
     self_training.RAMP = 0.2
     # Share of its old value that the average keeps in each iteration.
     self_training.DECAY = 0.98
-    # Random field: weight of the vote of all other cells against the average's own logit. 0 takes
-    # the average's masks as they are.
-    self_training.CRF_WEIGHT = 4.0
-    # Random field: a vote counts less with the distance between two cells, as a Gaussian of this
-    # standard deviation, in sides of the box ...
-    self_training.CRF_DISTANCE = 0.3
+    # A conditional random field moves masks to the edges of colors (not part of ContrastMask), those
+    # that self-training learns, and at test time those of the mask head.
+    cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF = CN()
+    crf = cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF
+    # Use it at test time; see docs/RESULTS.md for what it gains and docs/PERFORMANCE.md for its time.
+    crf.AT_TEST = False
+    # Weight of the vote of all other cells against the mask's own logit. 0 leaves masks as they are.
+    crf.WEIGHT = 4.0
+    # A vote counts less with the distance between two cells, as a Gaussian of this standard
+    # deviation, in sides of the box ...
+    crf.DISTANCE = 0.3
     # ... and with the distance of their colors, in units of CIELAB (white is 100 from black).
-    self_training.CRF_COLOR_DISTANCE = 4.0
+    crf.COLOR_DISTANCE = 4.0
     # At test time the mask branch runs on at most this many RoIs at once, which bounds its memory.
     cfg.MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK = 128
 

@@ -354,7 +354,7 @@ def masks_for_boxes(
         instances.pred_boxes = Boxes(torch.from_numpy(x * scale).float())
         instances.pred_classes = torch.tensor(ids, dtype=torch.int64)
         given.append(instances.to(model.device))
-    results = model.roi_heads.forward_with_given_boxes(encoded.features, given)
+    results = model.roi_heads.forward_with_given_boxes(encoded.features, given, encoded.images)
     return [
         _paste(result.pred_masks[:, 0], x, size, rle)
         for result, x, size in zip(results, boxes, sizes)

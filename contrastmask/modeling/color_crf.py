@@ -1,21 +1,109 @@
 """
 Masks moved to the edges of colors: a fully connected conditional random field on the cells of a box
 (Krähenbühl and Koltun, NIPS 2011, Sec. 3: Gaussian pairs, mean-field iterations). Not part of
-ContrastMask. Training only.
+ContrastMask. Self-training learns such masks; inference can end with it.
 """
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.structures import Boxes, ImageList
+from torch import nn
 
-# Logit of the cells of the margin: outside a box nothing is foreground.
-_OUTSIDE_LOGIT = -10.0
+from .box_supervision import crop_colors
+from .layers import full_precision
+
 # The initial logits are limited to this, so that colors can overrule a mask that is sure.
 _MAX_LOGIT = 3.0
 # The largest logit that a row or a column of the box without foreground is given.
 _TIGHT_LOGIT = 2.0
 _ITERATIONS = 5
-# Votes come from cells of twice the size, which costs a quarter.
+# Votes come from cells of twice the size, which costs a quarter. In inference they are larger and
+# there are fewer iterations, since it has to be quick.
 _STRIDE = 2
+_TEST_ITERATIONS = 2
+_TEST_STRIDE = 4
+
+
+class ColorCRF(nn.Module):
+    """:func:`refine_by_color` for a model: its settings, and colors from its images."""
+
+    def __init__(
+        self,
+        *,
+        weight: float,
+        distance: float,
+        color_distance: float,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        is_bgr: bool,
+    ):
+        """
+        Args:
+            weight, distance, color_distance (float): see :func:`refine_by_color`; with a weight of
+                0 masks stay as they are.
+            pixel_mean, pixel_std (list[float]): with which the model normalizes images.
+            is_bgr (bool): whether the first channel is blue instead of red.
+        """
+        super().__init__()
+        self.weight, self.distance, self.color_distance = weight, distance, color_distance
+        self.is_bgr = is_bgr
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "ColorCRF":
+        """
+        Raises:
+            ValueError: for images that have no colors.
+        """
+        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+            raise ValueError(
+                "MODEL.ROI_MASK_HEAD.COLOR_CRF and SELF_TRAINING need INPUT.FORMAT RGB or BGR, not "
+                f"{cfg.INPUT.FORMAT}"
+            )
+        keys = cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF
+        return cls(
+            weight=keys.WEIGHT,
+            distance=keys.DISTANCE,
+            color_distance=keys.COLOR_DISTANCE,
+            pixel_mean=cfg.MODEL.PIXEL_MEAN,
+            pixel_std=cfg.MODEL.PIXEL_STD,
+            is_bgr=cfg.INPUT.FORMAT == "BGR",
+        )
+
+    @torch.no_grad()
+    def forward(
+        self, logits: torch.Tensor, images: ImageList, boxes: list[Boxes], *, is_quick: bool
+    ) -> torch.Tensor:
+        """
+        Args:
+            logits (Tensor): (T, H, H), of masks in boxes.
+            images (ImageList): N, the normalized batch.
+            boxes (list[Boxes]): the T boxes, for each image.
+            is_quick (bool): for inference: fewer votes and iterations, and boxes need not be tight.
+
+        Returns:
+            Tensor: (T, H, H) float32 logits, on their device.
+        """
+        with full_precision(logits):
+            logits = logits.float()
+            if self.weight == 0 or not len(logits):
+                return logits
+            size = logits.shape[-1]
+            colors, in_image = crop_colors(images, boxes, size, margin=2 * round(size / 14))
+            colors = colors * self.pixel_std[:, None, None] + self.pixel_mean[:, None, None]
+            return refine_by_color(
+                logits,
+                rgb_to_lab(colors.flip(1) if self.is_bgr else colors),
+                in_image,
+                weight=self.weight,
+                distance=self.distance,
+                color_distance=self.color_distance,
+                is_tight=not is_quick,
+                num_iterations=_TEST_ITERATIONS if is_quick else _ITERATIONS,
+                stride=_TEST_STRIDE if is_quick else _STRIDE,
+            )
 
 
 def refine_by_color(
@@ -26,12 +114,16 @@ def refine_by_color(
     weight: float,
     distance: float,
     color_distance: float,
+    is_tight: bool = True,
+    num_iterations: int = _ITERATIONS,
+    stride: int = _STRIDE,
     rois_at_once: int = 32,
 ) -> torch.Tensor:
     """
     Every cell takes the mean of what all cells vote for, in which near cells of similar color count
-    most, and adds it to its own logit; this is repeated. Rows and columns of the box that end up
-    without foreground, although the box is tight, get larger logits, and all begins again.
+    most, and adds it to its own logit; this is repeated. Around the box nothing is foreground. If
+    the box is tight, rows and columns of it that end up without foreground get larger logits, and
+    all begins again.
 
     Args:
         logits (Tensor): (T, H, H) float, of masks in boxes; H is even.
@@ -41,7 +133,10 @@ def refine_by_color(
         weight (float): of the mean vote, which is from -1 to 1, against the logit.
         distance (float): standard deviation of the Gaussian of places, in sides of the box.
         color_distance (float): standard deviation of the Gaussian of colors.
-        rois_at_once (int): bounds the memory: a RoI of 28 cells needs 3.4 MB.
+        is_tight (bool): whether the boxes are those of objects; detected ones are not quite.
+        num_iterations (int): of the votes.
+        stride (int): votes come from squares of this many cells.
+        rois_at_once (int): bounds the memory: a RoI of 28 cells needs 2 MB.
 
     Returns:
         Tensor: (T, H, H) float32 logits; above 0 is foreground. Nothing is read from the device.
@@ -54,10 +149,14 @@ def refine_by_color(
         start, color, has_vote = chunk
         place = places.expand(len(start), -1, -1, -1)
         points = torch.cat([color / color_distance, place / distance], dim=1)
-        votes = _vote_weights(points, has_vote) * weight
+        margin = (num_cells - logits.shape[-1]) // 2
+        votes = _vote_weights(points, has_vote, margin, stride)
         start = start.clamp(-_MAX_LOGIT, _MAX_LOGIT)
-        first = _mean_field(start, votes, num_cells)
-        refined.append(_mean_field(_tighten(start, first), votes, num_cells))
+        options = (votes, weight, margin, stride, num_iterations)
+        result = _mean_field(start, *options)
+        if is_tight:
+            result = _mean_field(_tighten(start, result), *options)
+        refined.append(result)
     return torch.cat(refined)
 
 
@@ -86,38 +185,42 @@ def rgb_to_lab(colors: torch.Tensor) -> torch.Tensor:
     return torch.stack([116 * g - 16, 500 * (f - g), 200 * (g - h)], dim=1)
 
 
-def _vote_weights(points, has_vote):
+def _vote_weights(points, has_vote, margin, stride):
     """
-    How much the coarse cells count for each cell; the sum over them is 1.
+    How much the coarse cells count for each cell of the box.
 
     Args:
         points (Tensor): (R, D, N, N), scaled colors and places.
         has_vote (Tensor): (R, N, N) float, 0 or 1.
+        margin (int): cells around the box.
+        stride (int): see `refine_by_color`.
 
     Returns:
-        Tensor: (R, N * N, M), where M is the number of coarse cells.
+        Tensor: (R, H * H, M), up to 1, where M is the number of coarse cells.
     """
     points = points - points.mean(dim=(2, 3), keepdim=True)  # small numbers keep squares exact
-    voters = F.avg_pool2d(points, _STRIDE).flatten(2)
-    cells = points.flatten(2)
-    squared = cells.square().sum(1)[:, :, None] + voters.square().sum(1)[:, None]
-    squared = squared - 2 * cells.transpose(1, 2) @ voters
-    weights = torch.exp(-0.5 * squared.clamp(min=0))
-    weights = weights * F.avg_pool2d(has_vote[:, None], _STRIDE).flatten(2)
-    # A cell that is like no other is left as it is.
-    return weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-3)
+    inner = slice(margin, points.shape[-1] - margin)
+    cells = points[:, :, inner, inner].flatten(2)
+    voters = F.avg_pool2d(points, stride).flatten(2)
+    share = F.avg_pool2d(has_vote[:, None], stride).flatten(2)
+    # One product of matrices gives minus half the squared distances, and the log of the shares.
+    own = -0.5 * cells.square().sum(1, keepdim=True)
+    other = share.clamp(min=1e-30).log() - 0.5 * voters.square().sum(1, keepdim=True)
+    cells = torch.cat([cells, own, torch.ones_like(own)], dim=1)
+    voters = torch.cat([voters, torch.ones_like(other), other], dim=1)
+    return (cells.transpose(1, 2) @ voters).exp_()
 
 
-def _mean_field(start, votes, num_cells):
+def _mean_field(start, votes, weight, margin, stride, num_iterations):
     """(R, H, H) logits after some iterations from `start` (R, H, H); see `refine_by_color`."""
-    margin = (num_cells - start.shape[-1]) // 2
-    start = F.pad(start, [margin] * 4, value=_OUTSIDE_LOGIT)[:, None]
+    # A cell that is like no other is left as it is.
+    weight = weight / votes.sum(dim=2, keepdim=True).clamp(min=1e-3)
     logits = start
-    for _ in range(_ITERATIONS):
-        expected = F.avg_pool2d(torch.tanh(logits / 2), _STRIDE).flatten(2).transpose(1, 2)
-        logits = start + (votes @ expected).view_as(start)
-    inner = slice(margin, num_cells - margin)
-    return logits[:, 0, inner, inner]
+    for _ in range(num_iterations):
+        sides = F.pad(torch.tanh(logits / 2), [margin] * 4, value=-1.0)
+        expected = F.avg_pool2d(sides[:, None], stride).flatten(2).transpose(1, 2)
+        logits = start + (weight * (votes @ expected)).view_as(start)
+    return logits
 
 
 def _tighten(start, refined):

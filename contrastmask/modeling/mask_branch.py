@@ -17,6 +17,7 @@ from torch import nn
 
 from .box_supervision import BoxSupervision
 from .cam import min_max_normalize, resize_map
+from .color_crf import ColorCRF
 from .contrastive_head import ContrastiveHead
 from .mask_head import ContrastMaskMaskHead, crop_mask_targets, mask_error_rates, mask_loss
 from .monitoring import put_scalars, put_training_images
@@ -35,6 +36,7 @@ class MaskBranch:
     mask_pooler, mask_head: features of RoIs, and masks from them.
     contrastive_pooler, contrastive_head: None leaves a class-agnostic Mask R-CNN.
     box_supervision, self_training: mask losses of ground-truth boxes without a mask, or None.
+    color_crf: what inference moves masks with, or None.
     cam_on (bool): whether the mask head receives CAMs.
     vis_period (int): store images every so many iterations; 0 for never.
     """
@@ -46,6 +48,7 @@ class MaskBranch:
     contrastive_head: ContrastiveHead | None
     box_supervision: BoxSupervision | None
     self_training: SelfTraining | None
+    color_crf: ColorCRF | None
     cam_on: bool
     vis_period: int
 
@@ -103,7 +106,11 @@ class MaskBranch:
         return self.contrastive_head(self._pool(self.contrastive_pooler, features, boxes))
 
     def add_masks(
-        self, features: dict[str, torch.Tensor], instances: list[Instances], rois_at_once: int
+        self,
+        features: dict[str, torch.Tensor],
+        instances: list[Instances],
+        rois_at_once: int,
+        images: ImageList | None,
     ) -> None:
         """
         Inference: give instances their `pred_masks` (R, 1, H, W), probabilities in 0..1.
@@ -112,6 +119,7 @@ class MaskBranch:
             features (dict[str, Tensor]): feature maps.
             instances (list[Instances]): with `pred_boxes` and `pred_cams`; changed in place.
             rois_at_once (int): the branch runs on at most this many RoIs, which bounds its memory.
+            images (ImageList): N, the normalized batch; only `color_crf` needs it.
         """
         cams = cat([x.pred_cams for x in instances])[:, None]
         boxes = [x.pred_boxes.tensor for x in instances]
@@ -121,6 +129,9 @@ class MaskBranch:
             end = start + rois_at_once
             chunk = _slice_box_lists(boxes, start, end)
             logits.append(self.logits(features, chunk, cams[start:end]))
+            if self.color_crf is not None:
+                refined = self.color_crf(logits[-1][:, 0], images, chunk, is_quick=True)
+                logits[-1] = refined[:, None]
         logits = cat(logits) if logits else cams.new_zeros(0, 1, side, side)
         mask_rcnn_inference(logits, instances)
 

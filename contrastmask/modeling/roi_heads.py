@@ -17,6 +17,7 @@ from torch import nn
 from .box_head import BoxFeatures, ContrastMaskBoxHead, ContrastMaskBoxPredictor
 from .box_supervision import BoxSupervision
 from .cam import class_activation_map
+from .color_crf import ColorCRF
 from .contrastive_head import ContrastiveHead
 from .layers import at_least_float32
 from .mask_branch import MaskBranch, refuse_synchronized_norms
@@ -42,6 +43,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         max_contrastive_rois: int = 0,
         box_supervision: nn.Module | None = None,
         self_training: nn.Module | None = None,
+        color_crf: nn.Module | None = None,
         cam_on: bool = True,
         gt_boxes_only: bool = True,
         test_rois_per_chunk: int = 128,
@@ -57,6 +59,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             max_contrastive_rois (int): RoIs of a batch in the contrastive loss; 0 for all positive.
             box_supervision (nn.Module): mask loss of ground-truth boxes without a mask, or None.
             self_training (nn.Module): another one, or None.
+            color_crf (nn.Module): moves masks to the edges of colors in inference, or None.
             cam_on (bool): whether the mask head receives CAMs.
             gt_boxes_only (bool): mask loss on ground-truth boxes only, not on other proposals.
             test_rois_per_chunk (int): RoIs the mask branch runs on at once in inference.
@@ -97,6 +100,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         self.max_contrastive_rois = max_contrastive_rois
         self.box_supervision = box_supervision
         self.self_training = self_training
+        self.color_crf = color_crf
         self.cam_on = cam_on
         self.gt_boxes_only = gt_boxes_only
         self.test_rois_per_chunk = test_rois_per_chunk
@@ -109,6 +113,8 @@ class ContrastMaskROIHeads(StandardROIHeads):
         if cfg.MODEL.MASK_ON:
             ret["box_supervision"] = BoxSupervision.from_config(cfg)
             ret["self_training"] = SelfTraining.from_config(cfg, ret["mask_head"])
+            if cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST:
+                ret["color_crf"] = ColorCRF.from_config(cfg)
         ret["cam_on"] = cfg.MODEL.ROI_MASK_HEAD.CAM_ON
         ret["gt_boxes_only"] = cfg.MODEL.ROI_MASK_HEAD.GT_BOXES_ONLY
         ret["test_rois_per_chunk"] = cfg.MODEL.ROI_MASK_HEAD.TEST_ROIS_PER_CHUNK
@@ -168,7 +174,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
         features = at_least_float32(features)
         if not self.training:
             instances = self._detect(features, proposals)
-            return self.forward_with_given_boxes(features, instances), {}
+            return self.forward_with_given_boxes(features, instances, images), {}
 
         assert targets, "'targets' argument is required during training"
         proposals = self.label_and_sample_proposals(proposals, targets)
@@ -182,7 +188,10 @@ class ContrastMaskROIHeads(StandardROIHeads):
         return proposals, losses
 
     def forward_with_given_boxes(
-        self, features: dict[str, torch.Tensor], instances: list[Instances]
+        self,
+        features: dict[str, torch.Tensor],
+        instances: list[Instances],
+        images: ImageList | None = None,
     ) -> list[Instances]:
         """
         Predict masks for given boxes and classes.
@@ -191,12 +200,21 @@ class ContrastMaskROIHeads(StandardROIHeads):
             features (dict[str, Tensor]): feature maps, (N, C, H, W) each.
             instances (list[Instances]): N, with `pred_boxes` and `pred_classes`. With `pred_cams`
                 (R, h, w), these CAMs are used; otherwise they come from the features in the boxes.
+            images (ImageList): N, the normalized batch; needed for the colors of `color_crf`.
 
         Returns:
             list[Instances]: the same objects with `pred_cams`, and with `pred_masks`
             (R, 1, H, W) probabilities, in 0..1.
+
+        Raises:
+            ValueError: if images are needed and missing, as in Detectron2's test-time augmentation.
         """
         assert not self.training
+        if self.mask_on and self.color_crf is not None and images is None:
+            raise ValueError(
+                "MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST needs the images beside the features: give "
+                "`images`, or set it to False; it cannot be used with TEST.AUG.ENABLED"
+            )
         assert instances[0].has("pred_boxes") and instances[0].has("pred_classes")
         features = at_least_float32(features)
         if self.mask_on:
@@ -205,7 +223,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
                 cams = self._cams(box_features.class_map, cat([x.pred_classes for x in instances]))
                 for x, cam in zip(instances, cams.split([len(x) for x in instances])):
                     x.pred_cams = cam[:, 0]
-            self._mask_branch.add_masks(features, instances, self.test_rois_per_chunk)
+            self._mask_branch.add_masks(features, instances, self.test_rois_per_chunk, images)
         return self._forward_keypoint(features, instances)
 
     @torch.no_grad()
@@ -283,6 +301,7 @@ class ContrastMaskROIHeads(StandardROIHeads):
             contrastive_head=self.contrastive_head,
             box_supervision=self.box_supervision,
             self_training=self.self_training,
+            color_crf=self.color_crf,
             cam_on=self.cam_on,
             vis_period=self.vis_period,
         )

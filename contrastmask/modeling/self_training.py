@@ -12,11 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes, ImageList
 from torch import nn
 
-from .box_supervision import crop_colors
-from .color_crf import refine_by_color, rgb_to_lab
-from .layers import full_precision
-
-_KEY = "MODEL.ROI_MASK_HEAD.SELF_TRAINING"
+from .color_crf import ColorCRF
 
 
 class SelfTraining(nn.Module):
@@ -33,12 +29,7 @@ class SelfTraining(nn.Module):
         start: float,
         ramp: float,
         decay: float,
-        crf_weight: float,
-        crf_distance: float,
-        crf_color_distance: float,
-        pixel_mean: list[float],
-        pixel_std: list[float],
-        is_bgr: bool,
+        crf: ColorCRF,
     ):
         """
         Args:
@@ -46,20 +37,12 @@ class SelfTraining(nn.Module):
             weight (float): of the loss, after the ramp.
             start, ramp (float): iterations before the loss begins, and until it has its weight.
             decay (float): share of its old value that the teacher keeps in an iteration.
-            crf_weight, crf_distance, crf_color_distance (float): see :func:`refine_by_color`; with
-                a weight of 0 the teacher's masks are the labels.
-            pixel_mean, pixel_std (list[float]): with which the model normalizes images.
-            is_bgr (bool): whether the first channel is blue instead of red.
+            crf (ColorCRF): makes the labels of the teacher's masks.
         """
         super().__init__()
         self.teacher = copy.deepcopy(mask_head).requires_grad_(False).eval()
         self.weight, self.start, self.ramp_length, self.decay = weight, start, ramp, decay
-        self.crf = {
-            "weight": crf_weight, "distance": crf_distance, "color_distance": crf_color_distance
-        }  # fmt: skip
-        self.is_bgr = is_bgr
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
+        self.crf = crf
 
     @classmethod
     def from_config(cls, cfg: CfgNode, mask_head: nn.Module) -> "SelfTraining | None":
@@ -73,20 +56,13 @@ class SelfTraining(nn.Module):
         keys = cfg.MODEL.ROI_MASK_HEAD.SELF_TRAINING
         if keys.LOSS_WEIGHT == 0:
             return None
-        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-            raise ValueError(f"{_KEY} needs INPUT.FORMAT RGB or BGR, not {cfg.INPUT.FORMAT}")
         return cls(
             mask_head,
             weight=keys.LOSS_WEIGHT,
             start=keys.START * cfg.SOLVER.MAX_ITER,
             ramp=keys.RAMP * cfg.SOLVER.MAX_ITER,
             decay=keys.DECAY,
-            crf_weight=keys.CRF_WEIGHT,
-            crf_distance=keys.CRF_DISTANCE,
-            crf_color_distance=keys.CRF_COLOR_DISTANCE,
-            pixel_mean=cfg.MODEL.PIXEL_MEAN,
-            pixel_std=cfg.MODEL.PIXEL_STD,
-            is_bgr=cfg.INPUT.FORMAT == "BGR",
+            crf=ColorCRF.from_config(cfg),
         )
 
     def train(self, mode: bool = True) -> "SelfTraining":
@@ -133,16 +109,7 @@ class SelfTraining(nn.Module):
             tuple[Tensor, Tensor]: (T, H, H) bool, the masks to learn, and the teacher's own.
         """
         logits = self.teacher(*inputs)[:, 0]
-        with full_precision(logits):
-            logits = logits.float()
-            predicted = logits > 0
-            if self.crf["weight"] == 0:
-                return predicted, predicted
-            size = logits.shape[-1]
-            colors, in_image = crop_colors(images, boxes, size, margin=2 * round(size / 14))
-            colors = colors * self.pixel_std[:, None, None] + self.pixel_mean[:, None, None]
-            lab = rgb_to_lab(colors.flip(1) if self.is_bgr else colors)
-            return refine_by_color(logits, lab, in_image, **self.crf) > 0, predicted
+        return self.crf(logits, images, boxes, is_quick=False) > 0, logits > 0
 
     def forward(
         self,

@@ -563,6 +563,12 @@ TABLE = {
     "config: negative number of RoIs": Row(
         contrastive("MAX_ROIS: -1"), "MAX_ROIS is -1, it has to be at least 0"
     ),
+    "config: colors with augmentation at test time": Row(
+        Training(
+            config="MODEL: {ROI_MASK_HEAD: {COLOR_CRF: {AT_TEST: true}}}\nTEST: {AUG: {ENABLED: true}}"
+        ),
+        "TEST.AUG.ENABLED and .*COLOR_CRF.AT_TEST",
+    ),
     "config: NaN": Row(contrastive("DELTA: .nan"), "DELTA is nan, it has to be 0 to 0.5"),
     "config: temperature 0": Row(
         contrastive("TEMPERATURE_HARD: 0.0"), "TEMPERATURE_HARD is 0.0, it has to be at least 0.001"

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from detectron2.layers import cat
+from detectron2.structures import Boxes, ImageList, Instances
 
 from contrastmask.modeling.color_crf import refine_by_color, rgb_to_lab
 
@@ -22,20 +24,22 @@ def synthetic(num=3):
     return logits, colors, in_image
 
 
-def by_loops(logits, colors, in_image, *, weight, distance, color_distance):
+def by_loops(
+    logits, colors, in_image, *, weight, distance, color_distance, num_iterations=5, stride=2
+):
     """One RoI, cell by cell, in double precision."""
     place = (np.arange(WHOLE) + 0.5) / SIDE
-    half = range(0, WHOLE, 2)
-    blocks = [(slice(y, y + 2), slice(x, x + 2)) for y in half for x in half]
+    corners = range(0, WHOLE, stride)
+    blocks = [(slice(y, y + stride), slice(x, x + stride)) for y in corners for x in corners]
 
     def mean_field(start):
-        padded = np.full((WHOLE, WHOLE), -10.0)
+        padded = np.full((WHOLE, WHOLE), -100.0)
         padded[MARGIN:-MARGIN, MARGIN:-MARGIN] = start
         current = padded.copy()
-        for _ in range(5):
+        for _ in range(num_iterations):
             following = padded.copy()
-            for y in range(WHOLE):
-                for x in range(WHOLE):
+            for y in range(MARGIN, WHOLE - MARGIN):
+                for x in range(MARGIN, WHOLE - MARGIN):
                     votes, total = 0.0, 0.0
                     for rows, columns in blocks:
                         apart = (place[y] - place[rows].mean()) ** 2
@@ -58,7 +62,7 @@ def by_loops(logits, colors, in_image, *, weight, distance, color_distance):
             for line, found in ((start[y], foreground[y]), (start[:, x], foreground[:, x])):
                 if not found.any():
                     raised[y, x] = max(raised[y, x], start[y, x] + max(2.0 - line.max(), 0.0))
-    return mean_field(raised), raised
+    return mean_field(raised), raised, mean_field(start)
 
 
 @pytest.mark.parametrize("rois_at_once", [1, 32])
@@ -69,10 +73,22 @@ def test_against_loops(rois_at_once):
     num_raised = []
     for roi in range(len(logits)):
         arrays = (x[roi].double().numpy() for x in (logits, colors, in_image))
-        expected, raised = by_loops(*arrays, **OPTIONS)
+        expected, raised, _ = by_loops(*arrays, **OPTIONS)
         assert np.allclose(refined[roi].numpy(), expected, atol=1e-3)
         num_raised.append((raised > logits[roi].clamp(-3, 3).numpy() + 1e-6).sum())
     assert num_raised[1] > num_raised[0]
+
+
+def test_quick_form_against_loops():
+    """Detected boxes are not tight: nothing is raised."""
+    logits, colors, in_image = synthetic()
+    logits[1] -= 4.0
+    options = {**OPTIONS, "num_iterations": 2, "stride": 5}
+    refined = refine_by_color(logits, colors, in_image, **options, is_tight=False)
+    for roi in range(len(logits)):
+        arrays = (x[roi].double().numpy() for x in (logits, colors, in_image))
+        *_, expected = by_loops(*arrays, **options)
+        assert np.allclose(refined[roi].numpy(), expected, atol=1e-3)
 
 
 def test_mask_is_moved_to_the_edge_of_a_color():
@@ -129,3 +145,76 @@ def test_lab_of_known_colors():
     )
     lab = rgb_to_lab(colors.float()[:, :, None, None])[:, :, 0, 0]
     assert torch.allclose(lab, expected, atol=0.05)
+
+
+@pytest.fixture
+def cfg(heads_cfg):
+    heads_cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST = True
+    heads_cfg.MODEL.PIXEL_MEAN, heads_cfg.MODEL.PIXEL_STD = [9.0, 8.0, 7.0], [80.0, 70.0, 60.0]
+    return heads_cfg
+
+
+@pytest.fixture
+def setting(make_batch):
+    """Features, normalized images, and boxes with classes, more of them in the second image."""
+    features, proposals, _ = make_batch()
+    generator = torch.Generator().manual_seed(2)
+    sizes = [x.image_size for x in proposals]
+    shape = [max(x) for x in zip(*sizes)]
+    images = ImageList(torch.rand(2, 3, *shape, generator=generator), sizes)
+    given = [Instances(x.image_size) for x in proposals]
+    for x, proposal, num in zip(given, proposals, (2, 5)):
+        x.pred_boxes = proposal.proposal_boxes[:num]
+        x.pred_classes = torch.arange(num)
+    return features, images, given
+
+
+def _given(instances):
+    return [Instances(x.image_size, **x.get_fields()) for x in instances]
+
+
+@torch.no_grad()
+def test_inference_moves_masks(cfg, build_heads, setting):
+    """Those of the mask head, with the colors of their boxes, in any number of chunks."""
+    features, images, given = setting
+    heads = build_heads(cfg).eval()
+    crf, heads.color_crf = heads.color_crf, None
+    plain = cat([x.pred_masks for x in heads.forward_with_given_boxes(features, _given(given))])
+    expected = crf(plain.logit()[:, 0], images, [x.pred_boxes for x in given], is_quick=True)
+    heads.color_crf = crf
+    for heads.test_rois_per_chunk in (3, 128):
+        results = heads.forward_with_given_boxes(features, _given(given), images)
+        found = cat([x.pred_masks for x in results])
+        torch.testing.assert_close(found[:, 0], expected.sigmoid(), atol=1e-4, rtol=1e-4)
+    assert (found - plain).abs().max() > 0.05
+    with pytest.raises(ValueError, match="COLOR_CRF.AT_TEST needs the images"):
+        heads.forward_with_given_boxes(features, _given(given))
+
+
+@torch.no_grad()
+def test_detections_get_the_masks_of_given_boxes(cfg, build_heads, make_batch, setting):
+    features, images, _ = setting
+    _, proposals, _ = make_batch()
+    heads = build_heads(cfg).eval()
+    found, _ = heads(images, features, proposals)
+    given = [Instances(x.image_size) for x in found]
+    for x, y in zip(given, found):
+        x.pred_boxes, x.pred_classes, x.pred_cams = y.pred_boxes, y.pred_classes, y.pred_cams
+    expected = heads.forward_with_given_boxes(features, given, images)
+    assert sum(map(len, found)) > 2
+    torch.testing.assert_close(
+        cat([x.pred_masks for x in found]), cat([x.pred_masks for x in expected])
+    )
+
+
+def test_settings(cfg, build_heads):
+    cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF.WEIGHT = 0.0
+    heads = build_heads(cfg)
+    logits = torch.randn(3, 4, 4)
+    assert torch.equal(heads.color_crf(logits, None, None, is_quick=True), logits)
+    assert not [name for name in heads.state_dict() if "crf" in name]  # nothing to carry
+    cfg.INPUT.FORMAT = "L"
+    with pytest.raises(ValueError, match="COLOR_CRF.*INPUT.FORMAT.*L"):
+        build_heads(cfg)
+    cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST = False
+    assert build_heads(cfg).color_crf is None

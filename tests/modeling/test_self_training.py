@@ -208,7 +208,7 @@ def test_few_boxes(cfg, build_heads, make_batch, run_heads, batch):
 
 
 def test_without_colors_the_teacher_decides(cfg, build_heads, run_heads, spy):
-    cfg.MODEL.ROI_MASK_HEAD.SELF_TRAINING.CRF_WEIGHT = 0.0
+    cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF.WEIGHT = 0.0
     heads = build_heads(cfg)
     teacher = spy(heads.self_training.teacher, "forward")
     labels = spy(heads.self_training, "labels")
@@ -274,19 +274,21 @@ def test_every_key_reaches_the_loss(heads_cfg, build_heads):
     heads_cfg.SOLVER.MAX_ITER = 200
     heads_cfg.MODEL.PIXEL_MEAN, heads_cfg.MODEL.PIXEL_STD = [9.0, 8.0, 7.0], [1.0, 2.0, 3.0]
     options = {
-        "LOSS_WEIGHT": 0.7, "START": 0.25, "RAMP": 0.5, "DECAY": 0.9,
-        "CRF_WEIGHT": 3.0, "CRF_DISTANCE": 0.2, "CRF_COLOR_DISTANCE": 6.0,
-    }  # fmt: skip
-    for name, value in options.items():
-        assert name in heads_cfg.MODEL.ROI_MASK_HEAD.SELF_TRAINING
-        heads_cfg.MODEL.ROI_MASK_HEAD.SELF_TRAINING[name] = value
+        "SELF_TRAINING": {"LOSS_WEIGHT": 0.7, "START": 0.25, "RAMP": 0.5, "DECAY": 0.9},
+        "COLOR_CRF": {"WEIGHT": 3.0, "DISTANCE": 0.2, "COLOR_DISTANCE": 6.0},
+    }
+    for group, values in options.items():
+        for name, value in values.items():
+            assert name in heads_cfg.MODEL.ROI_MASK_HEAD[group]
+            heads_cfg.MODEL.ROI_MASK_HEAD[group][name] = value
     found = build_heads(heads_cfg).self_training
     assert (found.weight, found.start, found.ramp_length, found.decay) == (0.7, 50, 100, 0.9)
-    assert found.crf == {"weight": 3.0, "distance": 0.2, "color_distance": 6.0}
-    assert found.pixel_mean.tolist() == [9, 8, 7] and found.pixel_std.tolist() == [1, 2, 3]
-    assert found.is_bgr and heads_cfg.INPUT.FORMAT == "BGR"
+    crf = found.crf
+    assert (crf.weight, crf.distance, crf.color_distance) == (3.0, 0.2, 6.0)
+    assert crf.pixel_mean.tolist() == [9, 8, 7] and crf.pixel_std.tolist() == [1, 2, 3]
+    assert crf.is_bgr and heads_cfg.INPUT.FORMAT == "BGR"
     heads_cfg.INPUT.FORMAT = "L"
-    with pytest.raises(ValueError, match="SELF_TRAINING needs INPUT.FORMAT"):
+    with pytest.raises(ValueError, match="SELF_TRAINING need INPUT.FORMAT"):
         build_heads(heads_cfg)
 
 
