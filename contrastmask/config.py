@@ -279,13 +279,13 @@ def _add_mask_head_config(cfg):
     self_training.RAMP = 0.2
     # Share of its old value that the average keeps in each iteration.
     self_training.DECAY = 0.98
-    # A conditional random field moves masks to the edges of colors (not part of ContrastMask), those
-    # that self-training learns, and at test time those of the mask head.
+    # A conditional random field moves masks to the edges of colors (not part of ContrastMask):
+    # those that self-training learns and, at test time, those of the mask head.
     cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF = CN()
     crf = cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF
-    # Use it at test time; see docs/RESULTS.md for what it gains and docs/PERFORMANCE.md for its time.
+    # Use it at test time, too; docs/RESULTS.md has what it gains, docs/PERFORMANCE.md its time.
     crf.AT_TEST = False
-    # Weight of the vote of all other cells against the mask's own logit. 0 leaves masks as they are.
+    # Weight of the vote of all other cells against a mask's own logit. 0 leaves masks as they are.
     crf.WEIGHT = 4.0
     # A vote counts less with the distance between two cells, as a Gaussian of this standard
     # deviation, in sides of the box ...

@@ -565,7 +565,8 @@ TABLE = {
     ),
     "config: colors with augmentation at test time": Row(
         Training(
-            config="MODEL: {ROI_MASK_HEAD: {COLOR_CRF: {AT_TEST: true}}}\nTEST: {AUG: {ENABLED: true}}"
+            config="TEST: {AUG: {ENABLED: true}}\n"
+            "MODEL: {ROI_MASK_HEAD: {COLOR_CRF: {AT_TEST: true}}}"
         ),
         "TEST.AUG.ENABLED and .*COLOR_CRF.AT_TEST",
     ),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.layers import cat
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import ImageList, Instances
 
 from contrastmask.modeling.color_crf import refine_by_color, rgb_to_lab
 
