@@ -336,6 +336,12 @@ def mask_branch_choices(data: TrainingData) -> List[Choice]:
             False,
             "Made no difference that three seeds could show on the built-in data, and is slow.",
         ),
+        Choice(
+            "MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST",
+            True,
+            "Masks end where colors do: @@ (docs/RESULTS.md). "
+            "False, if objects and what is around them have the same colors.",
+        ),
     ]
     if data.num_box_only:
         choices.append(

@@ -121,9 +121,11 @@ def test_supervision():
     assert not any("MASK_HEAD" in x for x in boxes_only)
     partly = values(make_data(images, boxes, num_masks=4, num_rles=1))
     assert partly["INPUT.MASK_FORMAT"] == "bitmask" and "MODEL.MASK_ON" not in partly
-    assert any("BOX_SUPERVISION" in x or "SELF_TRAINING" in x for x in partly)
+    assert partly["MODEL.ROI_MASK_HEAD.SELF_TRAINING.LOSS_WEIGHT"] == 1
+    assert partly["MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST"] is True
     fully = values(make_data(images, boxes, num_masks=10))
     assert "INPUT.MASK_FORMAT" not in fully
+    assert fully["MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST"] is True
     assert not any("BOX_SUPERVISION" in x or "SELF_TRAINING" in x for x in fully)
 
 

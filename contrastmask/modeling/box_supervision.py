@@ -142,7 +142,7 @@ def color_affinity_loss(
 
 
 def crop_colors(
-    images: ImageList, boxes: list[Boxes], size: int, margin: int = _MARGIN
+    images: ImageList, boxes: list[Boxes], size: int, margin: int = _MARGIN, sampling_ratio: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Mean colors of the cells of boxes, and of a margin around them.
@@ -152,6 +152,7 @@ def crop_colors(
         boxes (list[Boxes]): T boxes, for each image.
         size (int): cells along a side of a box.
         margin (int): m, cells; as many as neighbors are apart unless given.
+        sampling_ratio (int): samples along a side of a cell, 0 for as many as it has pixels.
 
     Returns:
         tuple[Tensor, Tensor]: colors (T, 3, size + 2 m, size + 2 m) float32, no gradient, and
@@ -165,7 +166,7 @@ def crop_colors(
         cell = (rois[:, 3:] - rois[:, 1:3]) / size
         low, high = rois[:, 1:3] - margin * cell, rois[:, 3:] + margin * cell
         rois = torch.cat([rois[:, :1], low, high], dim=1)
-        crop = ROIAlign((num_cells, num_cells), 1.0, 0, aligned=True)
+        crop = ROIAlign((num_cells, num_cells), 1.0, sampling_ratio, aligned=True)
         colors = crop(images.tensor.float(), rois.float())
 
         steps = torch.arange(num_cells, device=cell.device) + 0.5
