@@ -178,6 +178,23 @@ def test_masks_for_boxes_are_those_of_detectron2(predictor, image):
         assert np.array_equal(mask_util.decode(rle.mask), mask.mask)
 
 
+def test_colors_move_the_masks_of_given_boxes(checkpoint, predictor, image):
+    """Those of the image that the boxes are in, here the second of a batch."""
+    moving = contrastmask.Predictor(
+        checkpoint, device="cpu", opts=["MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST", "True"]
+    )
+    alone = moving.masks_for_boxes(image, BOXES, [3, 11, 0], rle=False)
+    plain = predictor.masks_for_boxes(image, BOXES, [3, 11, 0], rle=False)
+    assert any((x.mask != y.mask).sum() > 20 for x, y in zip(alone, plain))
+    to_input = ModelInput(moving.cfg)
+    encoded = encode(moving.model, [to_input(image[::-1, ::-1]), to_input(image)])
+    _, second = masks_for_boxes(
+        moving.model, encoded, [BOXES[:1], BOXES], [[3], [3, 11, 0]], rle=False
+    )
+    for x, y in zip(second, alone):
+        assert (x.mask != y.mask).sum() <= 2
+
+
 def test_classes_and_boxes_in_all_forms(predictor, image):
     names = predictor.class_names
     expected = predictor.masks_for_boxes(image, BOXES, [7, 7, 7])
