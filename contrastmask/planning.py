@@ -339,8 +339,8 @@ def mask_branch_choices(data: TrainingData) -> List[Choice]:
         Choice(
             "MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST",
             True,
-            "Masks end where colors do: @@ (docs/RESULTS.md). "
-            "False, if objects and what is around them have the same colors.",
+            "Moves masks to the edges of colors: +1.6 to +3.8 IoU on photographs of animals, novel "
+            "and base classes (docs/RESULTS.md). False, if objects look like what is around them.",
         ),
     ]
     if data.num_box_only:

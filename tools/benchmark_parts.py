@@ -159,9 +159,13 @@ def model(args: Namespace) -> Iterator[Comparison]:
     """
     supervision = "MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT"
     plain = ["MODEL.ROI_CONTRASTIVE_HEAD.ENABLED", "False", "MODEL.ROI_MASK_HEAD.CAM_ON", "False"]
-    variants = [["Mask R-CNN", *plain, supervision, "0.0"]] + (
+    colors = ["MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST", "False"]
+    variants = [["Mask R-CNN", *plain, *colors, supervision, "0.0"]] + (
         args.variant
-        or [["ContrastMask", supervision, "0.0"], ["with box supervision", supervision, "1.0"]]
+        or [
+            ["ContrastMask", *colors, supervision, "0.0"],
+            ["with box supervision", *colors, supervision, "1.0"],
+        ]
     )
     num_images, side = (1, 64) if args.quick else (4, 192)
     with _shapes(num_images, side, "train") as dataset:
