@@ -36,13 +36,21 @@ def datasets(tmp_path_factory):
     return folder
 
 
-def run(datasets, output, *args, program=ROOT / "train_net.py", cwd=ROOT):
-    command = [sys.executable, str(program), "--config-file", str(ROOT / "configs/quickstart.yaml")]
+def command_of(output, *args, program=ROOT / "train_net.py"):
     flags = [a for a in args if a.startswith("--")]
     overrides = [a for a in args if not a.startswith("--")]
-    command += flags + SMALL + ["OUTPUT_DIR", str(output)] + overrides
-    env = {**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    config = ["--config-file", str(ROOT / "configs/quickstart.yaml")]
+    return [str(program), *config, *flags, *SMALL, "OUTPUT_DIR", str(output), *overrides]
+
+
+def environment(datasets):
+    return {**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"}
+
+
+def run(datasets, output, *args, cwd=ROOT, **kwargs):
+    command = [sys.executable, *command_of(output, *args, **kwargs)]
+    options = {"env": environment(datasets), "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run(command, cwd=cwd, **options)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -111,11 +119,17 @@ def test_resume_continues_where_training_stopped(datasets, trained, tmp_path):
     assert state["iteration"] == 3
 
 
-def test_two_processes(datasets, trained, tmp_path):
-    """The way to 8 GPUs, on the CPU: training works, and evaluation gives the same numbers."""
-    code, log = run(datasets, tmp_path / "train", "--num-gpus=2", f"--dist-url={free_address()}")
+@pytest.fixture(scope="module")
+def trained_by_two(datasets, tmp_path_factory):
+    output = tmp_path_factory.mktemp("trained_by_two")
+    code, log = run(datasets, output, "--num-gpus=2", f"--dist-url={free_address()}")
     assert code == 0, log
-    state = torch.load(tmp_path / "train" / "model_final.pth", weights_only=True)
+    return output
+
+
+def test_two_processes(datasets, trained, trained_by_two, tmp_path):
+    """The way to 8 GPUs, on the CPU: training works, and evaluation gives the same numbers."""
+    state = torch.load(trained_by_two / "model_final.pth", weights_only=True)
     assert state["iteration"] == 3
 
     weights = str(trained[0] / "model_final.pth")
@@ -124,6 +138,79 @@ def test_two_processes(datasets, trained, tmp_path):
     assert code == 0, log
     one, two = (x / "results.json" for x in (trained[0], tmp_path / "eval"))
     assert json.loads(one.read_text()) == json.loads(two.read_text())
+
+
+def run_together(datasets, commands):
+    """
+    Args:
+        commands (list): of processes that belong together, each with its additional environment.
+    """
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**environment(datasets), **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for command, env in commands
+    ]
+    logs = [x.communicate(timeout=300)[0] for x in processes]
+    return [x.returncode for x in processes], "\n".join(logs)
+
+
+def torchrun(num_machines, num_processes, output, *args):
+    port = free_address().rpartition(":")[2]
+    options = [f"--nproc-per-node={num_processes}", f"--nnodes={num_machines}"]
+    options += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    training = command_of(output, *args)
+    return [
+        (["-m", "torch.distributed.run", *options, f"--node-rank={machine}", *training], {})
+        for machine in range(num_machines)
+    ]
+
+
+def srun(num_processes, output, *args):
+    """What srun does on one machine."""
+    env = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": str(num_processes), "SLURM_NNODES": "1"}
+    env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=free_address().rpartition(":")[2])
+    return [
+        (command_of(output, *args), {**env, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)})
+        for i in range(num_processes)
+    ]
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+def test_launchers(datasets, trained_by_two, tmp_path, launcher):
+    """The same losses and results as with --num-gpus."""
+    start = {"torchrun": lambda: torchrun(1, 2, tmp_path), "srun": lambda: srun(2, tmp_path)}
+    codes, log = run_together(datasets, start[launcher]())
+    assert set(codes) == {0}, log
+    losses, expected = (logged(x, "total_loss") for x in (tmp_path, trained_by_two))
+    assert losses.keys() == expected.keys() == {3}
+    assert losses[3] == pytest.approx(expected[3], rel=1e-4)
+    assert (tmp_path / "results.json").exists()
+
+
+@pytest.mark.slow
+def test_two_machines(datasets, tmp_path):
+    """Two processes on each; the gradient of four images as from four processes on one machine."""
+    batch = ["SOLVER.IMS_PER_BATCH", "4"]
+    codes, log = run_together(datasets, torchrun(2, 2, tmp_path / "two", *batch))
+    assert codes == [0, 0], log
+    one = tmp_path / "one"
+    code, log = run(datasets, one, "--num-gpus=4", f"--dist-url={free_address()}", *batch)
+    assert code == 0, log
+    losses = [logged(x, "total_loss")[3] for x in (one, tmp_path / "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_error_under_a_launcher(datasets, tmp_path):
+    """One line, whoever started the processes."""
+    codes, log = run_together(datasets, srun(2, tmp_path, "--num-gpus=2"))
+    assert codes == [1, 1] and "Traceback" not in log
+    assert "srun has started 2 processes: leave --num-gpus" in log
 
 
 def test_damaged_image(datasets, tmp_path):

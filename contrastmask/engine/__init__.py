@@ -1,5 +1,5 @@
 """What training and evaluation programs share."""
 
-from .detectron2_0_6 import launch
+from .launching import launch
 from .setup import load_config, read_config_file, setup
 from .trainer import Trainer
