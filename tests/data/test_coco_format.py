@@ -406,8 +406,9 @@ def wrong_sizes():
     """Both images have other sizes than the file says; only annotation 12 reaches out of its."""
     content = sound_content()
     content["annotations"] = content["annotations"][2:3] + content["annotations"][4:]
-    content["annotations"][0].update(bbox=[14, 3, 6, 6], segmentation=[[14, 3, 20, 3, 20, 9]])
+    content["annotations"][0].update(bbox=[12, 3, 14, 2], segmentation=[[12, 3, 26, 3, 26, 5]])
     content["annotations"][1]["bbox"] = [1, 2, 7, 6]
+    content["images"].reverse()  # images and annotations are in different orders
     for image in content["images"]:
         image.update(height=11, width=13)
     return content
@@ -418,14 +419,14 @@ def test_sizes_that_annotations_and_files_prove_wrong(read):
     sizes = {(x["height"], x["width"]) for x in annotations.records}
     assert sizes == {(HEIGHT, WIDTH), (OTHER_HEIGHT, OTHER_WIDTH)}
     ((what, entries),) = found(annotations).items()
-    assert "image file" in what and entries == ["image 7", "image 3"]
+    assert "image file" in what and entries == ["image 3", "image 7"]
 
 
 @pytest.mark.parametrize(
     "change",
     [
         one("annotations", 0, bbox=[14, 3, 90, 6]),  # fits neither
-        one("annotations", 0, bbox=[5, 3, 6, 6]),  # fits both
+        one("annotations", 0, bbox=[5, 3, 9.5, 6]),  # fits both within 2 pixels
         one("annotations", 1, segmentation={"size": [11, 13], "counts": [20, 9, 114]}),
     ],
     ids=["another image", "no proof", "RLE"],
@@ -462,8 +463,20 @@ def test_boxes_drawn_as_polygons_are_warned_of(read):
     content["annotations"][0]["segmentation"][0][0] -= 2  # a trapezium
     assert not read(content).report.findings
     content = drawn_boxes()
-    content["annotations"][0]["bbox"] = [6, 1, 13, 11]  # a rectangle inside of its box
+    content["annotations"][0]["bbox"] = [9, 4, 8, 8]  # a rectangle in the upper part of its box
     assert all("rectangles" not in x for x in found(read(content)))
+    content = drawn_boxes()
+    content["annotations"][0]["iscrowd"] = 1
+    assert all("rectangles" not in x for x in found(read(content)))
+
+
+@pytest.mark.parametrize("number", [3, 4])
+def test_boxes_drawn_as_polygons_in_half_of_a_class(read, number):
+    content = many(BOXES)
+    for x, (left, top, w, h) in zip(content["annotations"][:number], BOXES):
+        right, bottom = left + w, top + h
+        x["segmentation"] = [[left, top, right, top, right, bottom, left, bottom]]
+    assert len(read(content).report.findings) == (number > len(BOXES) / 2)
 
 
 def test_boxes_drawn_as_polygons_as_boxes(read):
@@ -567,6 +580,16 @@ def test_a_format_that_is_set_and_wrong(read):
     with pytest.raises(AnnotationFileError, match="DATASETS.BOX_FORMAT xywh"):
         read(many(BOXES), box_format="xyxy")
     assert not read(many(BOXES[:2])).report.findings  # two prove nothing
+
+
+def test_boxes_from_masks(read):
+    """Around all polygons; annotations without a mask keep their box."""
+    content = sound_content()
+    parts = [[12, 2, 20, 2, 20, 6], [3, 5, 9, 5, 9, 11]]
+    content["annotations"][0].update(bbox=[0, 0, 5, 5], segmentation=parts)
+    first, second = read(content, boxes_from_masks=True).records
+    assert [x["bbox"] for x in second["annotations"]] == [[3, 2, 17, 9], [5, 4, 8, 5], [3, 3, 6, 6]]
+    assert [x["bbox"] for x in first["annotations"]] == [[5, 4, 8, 5], [1, 2, 9.5, 20]]
 
 
 def test_a_few_wrong_boxes_are_warnings(read):
@@ -699,6 +722,15 @@ def test_warned_of(read, changes, what):
     assert left == [15, 11, 12] + [99] * (not text.endswith("left out") or "polygon" in text)
 
 
+def test_boxes_of_one_size_are_no_doubles(read):
+    content = sound_content()
+    content["annotations"] += [
+        make_annotation(99, category_id=0, bbox=[6, 4, 8, 5], segmentation=[]),
+        make_annotation(98, category_id=7, bbox=[5, 4, 8, 5], segmentation=[]),
+    ]
+    assert not read(content).report.findings
+
+
 @pytest.mark.parametrize("rotation", [0, 0.0, 360, None, "0"])
 def test_boxes_that_are_not_rotated(read, rotation):
     content = sound_content()
@@ -706,10 +738,14 @@ def test_boxes_that_are_not_rotated(read, rotation):
     assert not read(content).report.findings
 
 
-def test_thin_objects_keep_their_outline_for_the_evaluation(read):
-    line = [2.0, 5.0, 14.0, 5.0, 14.0, 5.2, 2.0, 5.2]
+@pytest.mark.parametrize("is_upright", [False, True])
+def test_thin_objects_keep_their_outline_for_the_evaluation(read, is_upright):
+    line, box = [2.0, 5.0, 14.0, 5.0, 14.0, 5.2, 2.0, 5.2], [2, 5, 12, 0.2]
+    if is_upright:
+        line = [line[i ^ 1] for i in range(8)]
+        box = [box[i ^ 1] for i in range(4)]
     content = sound_content()
-    content["annotations"].append(make_annotation(99, bbox=[2, 5, 12, 0.2], segmentation=[line]))
+    content["annotations"].append(make_annotation(99, bbox=box, segmentation=[line]))
     thin = read(content).records[1]["annotations"][-1]
     assert thin["thin_segmentation"] == [line] and "segmentation" not in thin
 

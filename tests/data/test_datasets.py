@@ -192,6 +192,10 @@ def test_classes_are_matched_by_name(cfg, shapes_root, tmp_path, caplog):
     assert "reg_own" in message and "cross" in message and "ring" not in message
     own = class_names_of("reg_own")
     assert sorted(own) == sorted(keep) and list(own) != list(keep)
+    content = json.loads((tmp_path / "own.json").read_text())
+    written = {x["id"]: x["name"] for x in content["categories"]}
+    places = MetadataCatalog.get("reg_own").thing_dataset_id_to_contiguous_id
+    assert {category_id: own[i] for category_id, i in places.items()} == written
     records = DatasetCatalog.get("reg_own")
     mapped = to_model_classes(records, own, model_class_names(cfg))
     found = [SHAPE_CLASSES[a["category_id"]] for d in mapped for a in d["annotations"]]
