@@ -463,6 +463,9 @@ def test_boxes_drawn_as_polygons_are_warned_of(read):
     content["annotations"][0]["segmentation"][0][0] -= 2  # a trapezium
     assert not read(content).report.findings
     content = drawn_boxes()
+    content["annotations"][0]["segmentation"][0][4:6] = BOXES[0][:2]  # a triangle
+    assert not read(content).report.findings
+    content = drawn_boxes()
     content["annotations"][0]["bbox"] = [9, 4, 8, 8]  # a rectangle in the upper part of its box
     assert all("rectangles" not in x for x in found(read(content)))
     content = drawn_boxes()
@@ -594,10 +597,29 @@ def test_boxes_from_masks(read):
 
 def test_a_few_wrong_boxes_are_warnings(read):
     content = many(BOXES)
-    content["annotations"][3]["bbox"] = [2, 11, 8, 8]
+    content["annotations"][1]["segmentation"] = []
+    content["annotations"][3]["bbox"] = [21, 11, 8, 8]
     annotations = read(content)
     assert found(annotations) == {"mask that does not fit its box": ["annotation 34 (image 7)"]}
     assert len(annotations.records[1]["annotations"]) == 6
+
+
+def test_half_of_the_boxes_wrong_are_warnings(read):
+    content = many(BOXES)
+    for x in content["annotations"][:3]:
+        x["bbox"] = [1, 14, 3, 4]
+    assert [len(x) for x in found(read(content)).values()] == [3, 2]  # and two of them repeated
+
+
+@pytest.mark.parametrize(
+    "box, number",
+    [([4, 3, 21, 16], 0), ([4, 3, 20, 16], 1), ([4, 6, 25, 13], 0), ([4, 7, 25, 12], 1)],
+)
+def test_masks_may_differ_from_boxes_by_a_share_of_the_side(read, box, number):
+    """In x by more pixels than in y, if the box is wide."""
+    content = many(BOXES)
+    content["annotations"][5]["bbox"] = box
+    assert len(read(content).report.findings) == number
 
 
 def test_masks_that_fit_nothing(read):
