@@ -27,6 +27,18 @@ def test_detections_have_the_colors_of_their_group(image, instances, split):
     assert not change[450, 150].any()
 
 
+def test_small_masks_lie_over_large_ones(image, make_instances, split):
+    boxes = [[200, 150, 300, 350], [40, 50, 560, 450]]
+    instances = make_instances(boxes, [split.base[0], split.novel[0]], scores=[0.9, 0.6])
+    drawn = draw_detections(image, instances, split).astype(int)
+    alone = draw_detections(image, instances[1:], split).astype(int)
+    change = drawn[320, 225] - alone[320, 225]
+    assert change[2] > 0 > change[0]  # more blue and less orange
+    assert not (drawn[320, 100] - alone[320, 100]).any()
+    turned = draw_detections(image, instances[[1, 0]], split)
+    assert np.array_equal(turned[320, 225], drawn[320, 225])
+
+
 def test_names_with_dollar_signs(image, instances, split_of_dollars):
     drawn = draw_detections(image, instances, split_of_dollars)
     assert drawn.shape == image.shape
