@@ -84,6 +84,16 @@ def test_cams(image, instances, split):
     assert np.array_equal(draw_cams(image, instances[:0]), image)
 
 
+def test_cams_end_where_their_boxes_end(image, make_instances, split):
+    """Also where the box of another one begins."""
+    boxes = [[40, 50, 240, 250], [240, 50, 440, 250]]
+    instances = make_instances(boxes, [split.base[0], split.novel[0]], scores=[0.9, 0.6])
+    ramp = torch.arange(7.0).expand(7, 7)
+    instances.pred_cams = torch.stack([ramp, ramp])
+    together, second = draw_cams(image, instances), draw_cams(image, instances[1:])
+    assert np.array_equal(together[50:250, 240:440], second[50:250, 240:440])
+
+
 def test_overlapping_cams_show_the_larger_value(image, make_instances, split):
     boxes = [[40, 50, 240, 250], [140, 50, 340, 250]]
     instances = make_instances(boxes, [split.base[0], split.novel[0]], scores=[0.9, 0.6])
