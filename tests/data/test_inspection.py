@@ -75,7 +75,10 @@ def test_crowds_do_not_count(paths):
     inspection = inspect_annotation_file(*paths(make_content([make_annotation(1), crowd])))
     assert [x.num_instances for x in inspection.statistics] == [0, 0, 1]
     assert not inspection.report.errors
-    assert any("CVAT" in x for x in found(inspection, "warning"))
+    warnings = found(inspection, "warning")
+    assert any("CVAT" in x for x in warnings)
+    (without,) = [entries for what, entries in warnings.items() if "without instances" in what]
+    assert without == ["'eel'"]  # of the cat there are crowds
 
 
 def test_all_problems_are_found_at_once(paths, tmp_path):
