@@ -9,10 +9,12 @@ from contrastmask.data.masks import (
     check_polygons,
     compressed_rle,
     has_hole,
+    has_usable_mask,
     parse_number,
     parse_polygons,
     parse_segmentation,
     rle_run_lengths,
+    usable_segmentation,
 )
 
 TRIANGLE = [2.0, 3.0, 12.0, 3.0, 12.0, 10.5]
@@ -124,6 +126,21 @@ def test_what_is_not_understood(given, reason):
 def test_rle_that_does_not_fit_its_image(rle, reason):
     with pytest.raises(ValueError, match=reason):
         compressed_rle(rle, 6, 4)
+
+
+def test_empty_ones_of_several_rles():
+    empty = {"size": [6, 4], "counts": [24]}
+    mask = compressed_rle(parse_segmentation([empty, RUNS, empty]).mask, 6, 4)
+    assert mask_util.area(mask) == 3
+    assert compressed_rle(parse_segmentation([empty, empty]).mask, 6, 4) is None
+
+
+def test_polygons_of_other_datasets():
+    """Those without three points, or with half a point, are left out."""
+    kept = usable_segmentation([[1, 2, 3, 4], TRIANGLE, [*TRIANGLE, 5.0], SQUARE[:4]])
+    assert [x.tolist() for x in kept] == [TRIANGLE]
+    assert not has_usable_mask([[1, 2, 3, 4], [*TRIANGLE, 5.0]])
+    assert usable_segmentation([[1, 2, 3, 4], [*TRIANGLE, 5.0]]) is None
 
 
 def test_rle_without_foreground_is_no_mask():
