@@ -406,7 +406,7 @@ def wrong_sizes():
     """Both images have other sizes than the file says; only annotation 12 reaches out of its."""
     content = sound_content()
     content["annotations"] = content["annotations"][2:3] + content["annotations"][4:]
-    content["annotations"][0].update(bbox=[12, 3, 14, 2], segmentation=[[12, 3, 26, 3, 26, 5]])
+    content["annotations"][0].update(bbox=[12, 9, 14, 2], segmentation=[[12, 9, 26, 9, 26, 11]])
     content["annotations"][1]["bbox"] = [1, 2, 7, 6]
     content["images"].reverse()  # images and annotations are in different orders
     for image in content["images"]:
