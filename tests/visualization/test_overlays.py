@@ -31,10 +31,10 @@ def test_small_masks_lie_over_large_ones(image, make_instances, split):
     boxes = [[200, 150, 300, 350], [40, 50, 560, 450]]
     instances = make_instances(boxes, [split.base[0], split.novel[0]], scores=[0.9, 0.6])
     drawn = draw_detections(image, instances, split).astype(int)
-    alone = draw_detections(image, instances[1:], split).astype(int)
-    change = drawn[320, 225] - alone[320, 225]
-    assert change[2] > 0 > change[0]  # more blue and less orange
-    assert not (drawn[320, 100] - alone[320, 100]).any()
+    red, _, blue = drawn[320, 225]
+    assert blue > red  # of the small mask
+    red, _, blue = drawn[320, 100]
+    assert red > blue
     turned = draw_detections(image, instances[[1, 0]], split)
     assert np.array_equal(turned[320, 225], drawn[320, 225])
 
