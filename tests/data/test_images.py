@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contrastmask.config import default_config
 from contrastmask.data.images import ImageFileError, ImageFolder, ImageReader, read_headers
 
 
@@ -25,14 +26,20 @@ def test_headers_say_the_size_that_is_read(tmp_path, orientation):
 def test_gray_levels_of_more_than_8_bits(tmp_path, gray_range, expected):
     path = str(tmp_path / "a.png")
     Image.fromarray(np.array([[0, 100, 600, 1100, 2000]], np.uint16)).save(path)
-    pixels = ImageReader("RGB", gray_range)(path)
+    cfg = default_config()
+    cfg.INPUT.GRAY_RANGE = gray_range
+    pixels = ImageReader.from_config(cfg)(path)
     assert pixels.tolist() == [[[x] * 3 for x in expected]]
+    cfg.INPUT.GRAY_RANGE = gray_range[:1] * 2
+    with pytest.raises(ValueError, match="INPUT.GRAY_RANGE"):
+        ImageReader.from_config(cfg)
 
 
 def test_largest_number_of_pixels(tmp_path):
     path = str(tmp_path / "a.png")
     Image.new("RGB", (30, 20)).save(path)
     usual = Image.MAX_IMAGE_PIXELS
+    assert usual is not None  # whatever was read before
     (header,) = read_headers([path])
     enough, too_few = (ImageReader("RGB", max_pixels=x) for x in (600, 599))
     assert enough(path).shape == (20, 30, 3) and not enough.problem_of(header)
