@@ -21,7 +21,7 @@ from annotation_samples import (
 )
 from detectron2.data.datasets.coco import load_coco_json
 
-from contrastmask.data.annotation_values import ReadingOptions
+from contrastmask.data.annotation_values import Ids, ReadingOptions
 from contrastmask.data.coco_format import AnnotationFileError, log_reading, read_annotations
 from contrastmask.data.reading_report import ReadingReport
 
@@ -218,6 +218,9 @@ REPAIRED = {
     "box with a NaN": (one("annotations", 2, bbox=[3, NAN, 6, 6]), None, 2),
     "box from its last corner": (
         one("annotations", 4, bbox=[10.5, 22, -9.5, -20]), "right or bottom", 1,
+    ),
+    "box from its right side": (
+        one("annotations", 4, bbox=[10.5, 2, -9.5, 20]), "right or bottom", 1,
     ),
     "box as JSON text": (one("annotations", 4, bbox="[1, 2, 9.5, 20]"), "box written as text", 1),
     "no sizes": (without("images", "height", "width"), "taken from the image file", 2),
@@ -577,6 +580,30 @@ def test_boxes_in_another_format(read, convert, name, masks):
     if masks:
         assert "BOXES_FROM_MASKS" in str(raised.value)
         assert objects(read(content, boxes_from_masks=True)) == expected
+
+
+def test_corners_below_zero_are_no_sides(read):
+    content = many(BOXES)
+    for x in content["annotations"]:
+        x["bbox"] = as_corners(x["bbox"])
+    content["annotations"].append(make_annotation(37, bbox=[-9, -8, -4, -3], segmentation=[]))
+    findings = found(read(content, box_format="xyxy"))
+    assert findings == {"box outside of its image, left out": ["annotation 37 (image 7)"]}
+
+
+@pytest.mark.parametrize("convert", [float, str])
+def test_sides_just_below_zero_are_rounding_errors(read, convert):
+    content = sound_content()
+    content["annotations"][4]["bbox"] = list(map(convert, [5, 4, -0.5, 5]))
+    warnings = found(read(content), "warning")
+    assert warnings == {"box without area, left out": ["annotation 13 (image 3)"]}
+
+
+def test_ids_that_mean_the_same_number():
+    ids = Ids()
+    for index, value in enumerate(["07", "7", "8"]):
+        ids.add(value, index)
+    assert [ids.find(x) for x in ("07", "7", 7, 7.0, "007", 8)] == [0, 1, None, None, None, 2]
 
 
 def test_a_format_that_is_set_and_wrong(read):
