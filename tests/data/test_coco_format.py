@@ -599,6 +599,31 @@ def test_sides_just_below_zero_are_rounding_errors(read, convert):
     assert warnings == {"box without area, left out": ["annotation 13 (image 3)"]}
 
 
+@pytest.mark.parametrize("x", [-100_001, 100_001, "-100001", "100001"])
+def test_coordinates_beyond_all_images(read, x):
+    content = sound_content()
+    content["annotations"][4]["bbox"] = [x, 2, 9, 20]
+    with pytest.raises(AnnotationFileError, match="annotation 13 .*100000"):
+        read(content)
+
+
+def test_images_are_in_the_order_of_their_numbers(read):
+    content = sound_content()
+    content["images"][0]["id"] = 10
+    for x in content["annotations"]:
+        x["image_id"] = {7: 10, 3: 3}[x["image_id"]]
+    assert [x["image_id"] for x in read(content).records] == [3, 10]
+
+
+def test_dots_stand_for_examples_that_are_left_out():
+    report = ReadingReport("x.json")
+    for number in range(1, 6):
+        report.warn("odd", f"image {number}")
+    assert report.findings[0].examples() == "image 1, 2, 3, 4, 5"
+    report.warn("odd", "image 6")
+    assert report.findings[0].examples() == "image 1, 2, 3, 4, 5, ..."
+
+
 def test_ids_that_mean_the_same_number():
     ids = Ids()
     for index, value in enumerate(["07", "7", "8"]):
