@@ -177,6 +177,10 @@ def test_outlines_that_are_too_long():
         np.concatenate([x, [1.0, 1, 8, 1, 8, 8]]), np.array([800, 6]), np.array([[10, 12]] * 2)
     )
     assert too_long.tolist() == [True, False]
+    # 50 times 5000 pixels; four for each pixel of the image are allowed beyond 100 000.
+    for size, is_too_long in (((200, 250), False), ((100, 250), True), ((250, 100), True)):
+        _, too_long = check_polygons(x[:100], np.array([100]), np.array([size]))
+        assert too_long.tolist() == [is_too_long]
 
 
 def test_run_lengths_agree_with_pycocotools():
@@ -197,6 +201,8 @@ def test_run_lengths_agree_with_pycocotools():
         ([SQUARE, SQUARE], False),
         ([SQUARE, [20, 3, 25, 3, 25, 8]], False),
         ([SQUARE, [4, 4, 12, 4, 6, 7]], False),  # one corner is outside
+        # Inside of the box of an L; all corners but one are in the L.
+        ([[0, 0, 9, 0, 9, 4, 4, 4, 4, 9, 0, 9], [1, 1, 8, 8, 1, 8]], False),
         # Inside of the box of a triangle, not of the triangle.
         ([[0, 0, 20, 0, 20, 20], [2, 12, 6, 12, 6, 16]], False),
     ],
