@@ -458,6 +458,20 @@ def test_unsound_annotation_file(dataset, tmp_path):
         ContrastMaskEvaluator(NAME, SPLIT)
 
 
+def test_a_class_that_the_dataset_lacks(dataset, tmp_path):
+    """The first one of the model; the numbers of the others stay theirs."""
+    outputs = synthetic_coco.to_outputs(synthetic_coco.make_detections(dataset), dataset)
+    expected = evaluate(dataset, outputs, tmp_path)
+    for output in outputs:
+        output["instances"].pred_classes += 1
+    base, novel = ([i + 1 for i in ids] for ids in (SPLIT.base, SPLIT.novel))
+    split = ClassSplit(("yak", *CLASS_NAMES), base=tuple(base), novel=(0, *novel))
+    results = evaluate(dataset, outputs, tmp_path, split)
+    assert np.isnan(results["segm"].pop("AP-yak")) and np.isnan(results["bbox"].pop("AP-yak"))
+    for key in expected:
+        assert_same(results[key], expected[key])
+
+
 def test_detection_of_an_unknown_class(dataset, tmp_path):
     outputs = synthetic_coco.to_outputs(synthetic_coco.make_detections(dataset), dataset)
     outputs[-1]["instances"].pred_classes[:] = 8
