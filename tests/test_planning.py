@@ -53,6 +53,11 @@ def test_image_size_on_a_cpu(size, side, short):
     assert found["INPUT.MAX_SIZE_TEST"] == found["INPUT.MAX_SIZE_TRAIN"] >= short
 
 
+def test_objects_are_measured_in_their_own_images():
+    data = make_data([(100, 150)] * 2 + [(400, 300)] * 6, [(50, 50)] * 8, [0, 1] * 4)
+    assert values(data)["INPUT.MIN_SIZE_TEST"] == 192  # 96 / 50 of 100
+
+
 def test_image_size_on_a_gpu():
     found = values(make_data([(480, 640)] * 8, [(50, 72)] * 16), GPU)
     assert found["INPUT.MIN_SIZE_TEST"] == 768  # 96 / 60 of 480
@@ -62,12 +67,12 @@ def test_image_size_on_a_gpu():
 
 def test_anchors_cover_the_objects_as_they_are_scaled():
     rng = np.random.default_rng(1)
-    images = [(200, 260), (400, 520)] * 30
+    images = [(200, 260), (600, 150), (400, 520)] * 20
     boxes = rng.uniform(30, 150, (240, 2))
     found = values(make_data(images, boxes))
     short, longest = found["INPUT.MIN_SIZE_TEST"], found["INPUT.MAX_SIZE_TEST"]
     sides = sorted(
-        (w * h) ** 0.5 * min(short / images[i % 60][0], longest / images[i % 60][1])
+        (w * h) ** 0.5 * min(short / min(images[i % 60]), longest / max(images[i % 60]))
         for i, (w, h) in enumerate(boxes)
     )
     anchors = [x[0] for x in found["MODEL.ANCHOR_GENERATOR.SIZES"]]
@@ -82,7 +87,8 @@ def test_long_objects_get_long_anchors():
     boxes = [(20, 100)] * 3 + [(50, 50)] * 17
     key = "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"
     assert values(make_data([(200, 200)] * 5, boxes))[key] == [[0.25, 0.5, 1.0, 2.0, 4.0]]
-    assert key not in values(make_data([(200, 200)] * 5, boxes[2:]))
+    a_tenth = [(20, 100)] * 2 + [(50, 50)] * 18
+    assert key not in values(make_data([(200, 200)] * 5, a_tenth))
 
 
 def test_numbers_follow_the_objects_of_an_image():
@@ -238,3 +244,7 @@ def test_objects_of_other_than_base_classes_have_no_mask(shapes):
     assert everything.num_box_only == 0 and everything.num_images == len(content["images"])
     image = cv2.imread(inspection.records[0]["file_name"])
     assert everything.image_sizes[0].tolist() == list(image.shape[:2])
+    assert everything.box_sizes.tolist() == [x["bbox"][2:] for x in content["annotations"]]
+    places = [x["id"] for x in content["images"]]
+    found = [places.index(x["image_id"]) for x in content["annotations"]]
+    assert everything.image_of_box.tolist() == found

@@ -252,17 +252,19 @@ def test_batch_of_images_of_other_sizes(predictor, image):
 
 
 def test_scores_and_empty_masks():
-    probabilities = torch.zeros(3, 4, 4)
+    probabilities = torch.zeros(4, 4, 4)
     probabilities[0, :2] = 0.75
     probabilities[0, 2:] = 0.25
     probabilities[2] = 0.5  # just in
-    boxes = np.array([[2.0, 2, 10, 10], [0, 0, 5, 5], [20, 1, 30, 11]])
-    top, nothing, right = _paste(probabilities, boxes, (20, 30), rle=True)
+    probabilities[3] = 0.9  # but the box lies between the centers of pixels
+    boxes = np.array([[2.0, 2, 10, 10], [0, 0, 5, 5], [20, 1, 30, 11], [5.6, 7.6, 6.4, 8.4]])
+    top, nothing, right, tiny = _paste(probabilities, boxes, (20, 30), rle=True)
     assert (top.score, nothing.score, right.score) == (0.75, 0, 0.5)
     mask = mask_util.decode(top.mask)
     assert mask.shape == (20, 30) and np.array_equal(np.unique(mask.nonzero()[1]), range(2, 10))
     assert mask[2:6].any() and not mask[7:].any()
     assert mask_util.area(nothing.mask) == 0 and nothing.mask["size"] == [20, 30]
+    assert mask_util.area(tiny.mask) == tiny.score == 0
     x, y, width, height = mask_util.toBbox(right.mask)  # the outermost cells fade
     assert 20 <= x <= 21 and 1 <= y <= 2 and width >= 8 and height >= 8
 

@@ -191,6 +191,11 @@ def test_training_and_thresholds_may_differ(save, config_file, opts):
             "{BASE_CLASSES: ['eel', 'bee'], NOVEL_CLASSES: ['dog', 'ant'], CLASS_NAMES: ['ant']}",
             ["DATASETS.CLASS_NAMES", "bee"],
         ),
+        (
+            "{BASE_CLASSES: ['eel', 'bee'], NOVEL_CLASSES: ['dog', 'ant'], "
+            "CLASS_NAMES: ['bee', 'cat', 'dog', 'eel', 'ant']}",  # the same in another order
+            ["DATASETS.CLASS_NAMES", "ant, bee, cat, dog, eel"],
+        ),
     ],
 )
 def test_other_classes(save, config_file, datasets, named):

@@ -21,7 +21,7 @@ from annotation_samples import (
 )
 from detectron2.data.datasets.coco import load_coco_json
 
-from contrastmask.data.annotation_values import ReadingOptions
+from contrastmask.data.annotation_values import Ids, ReadingOptions
 from contrastmask.data.coco_format import AnnotationFileError, log_reading, read_annotations
 from contrastmask.data.reading_report import ReadingReport
 
@@ -219,6 +219,9 @@ REPAIRED = {
     "box from its last corner": (
         one("annotations", 4, bbox=[10.5, 22, -9.5, -20]), "right or bottom", 1,
     ),
+    "box from its right side": (
+        one("annotations", 4, bbox=[10.5, 2, -9.5, 20]), "right or bottom", 1,
+    ),
     "box as JSON text": (one("annotations", 4, bbox="[1, 2, 9.5, 20]"), "box written as text", 1),
     "no sizes": (without("images", "height", "width"), "taken from the image file", 2),
     "a size null": (one("images", 1, height=None), "taken from the image file", 1),
@@ -406,8 +409,9 @@ def wrong_sizes():
     """Both images have other sizes than the file says; only annotation 12 reaches out of its."""
     content = sound_content()
     content["annotations"] = content["annotations"][2:3] + content["annotations"][4:]
-    content["annotations"][0].update(bbox=[14, 3, 6, 6], segmentation=[[14, 3, 20, 3, 20, 9]])
+    content["annotations"][0].update(bbox=[12, 9, 14, 2], segmentation=[[12, 9, 26, 9, 26, 11]])
     content["annotations"][1]["bbox"] = [1, 2, 7, 6]
+    content["images"].reverse()  # images and annotations are in different orders
     for image in content["images"]:
         image.update(height=11, width=13)
     return content
@@ -418,14 +422,14 @@ def test_sizes_that_annotations_and_files_prove_wrong(read):
     sizes = {(x["height"], x["width"]) for x in annotations.records}
     assert sizes == {(HEIGHT, WIDTH), (OTHER_HEIGHT, OTHER_WIDTH)}
     ((what, entries),) = found(annotations).items()
-    assert "image file" in what and entries == ["image 7", "image 3"]
+    assert "image file" in what and entries == ["image 3", "image 7"]
 
 
 @pytest.mark.parametrize(
     "change",
     [
         one("annotations", 0, bbox=[14, 3, 90, 6]),  # fits neither
-        one("annotations", 0, bbox=[5, 3, 6, 6]),  # fits both
+        one("annotations", 0, bbox=[5, 3, 9.5, 6]),  # fits both within 2 pixels
         one("annotations", 1, segmentation={"size": [11, 13], "counts": [20, 9, 114]}),
     ],
     ids=["another image", "no proof", "RLE"],
@@ -462,8 +466,23 @@ def test_boxes_drawn_as_polygons_are_warned_of(read):
     content["annotations"][0]["segmentation"][0][0] -= 2  # a trapezium
     assert not read(content).report.findings
     content = drawn_boxes()
-    content["annotations"][0]["bbox"] = [6, 1, 13, 11]  # a rectangle inside of its box
+    content["annotations"][0]["segmentation"][0][4:6] = BOXES[0][:2]  # a triangle
+    assert not read(content).report.findings
+    content = drawn_boxes()
+    content["annotations"][0]["bbox"] = [9, 4, 8, 8]  # a rectangle in the upper part of its box
     assert all("rectangles" not in x for x in found(read(content)))
+    content = drawn_boxes()
+    content["annotations"][0]["iscrowd"] = 1
+    assert all("rectangles" not in x for x in found(read(content)))
+
+
+@pytest.mark.parametrize("number", [3, 4])
+def test_boxes_drawn_as_polygons_in_half_of_a_class(read, number):
+    content = many(BOXES)
+    for x, (left, top, w, h) in zip(content["annotations"][:number], BOXES):
+        right, bottom = left + w, top + h
+        x["segmentation"] = [[left, top, right, top, right, bottom, left, bottom]]
+    assert len(read(content).report.findings) == (number > len(BOXES) / 2)
 
 
 def test_boxes_drawn_as_polygons_as_boxes(read):
@@ -563,18 +582,96 @@ def test_boxes_in_another_format(read, convert, name, masks):
         assert objects(read(content, boxes_from_masks=True)) == expected
 
 
+def test_corners_below_zero_are_no_sides(read):
+    content = many(BOXES)
+    for x in content["annotations"]:
+        x["bbox"] = as_corners(x["bbox"])
+    content["annotations"].append(make_annotation(37, bbox=[-9, -8, -4, -3], segmentation=[]))
+    findings = found(read(content, box_format="xyxy"))
+    assert findings == {"box outside of its image, left out": ["annotation 37 (image 7)"]}
+
+
+@pytest.mark.parametrize("convert", [float, str])
+def test_sides_just_below_zero_are_rounding_errors(read, convert):
+    content = sound_content()
+    content["annotations"][4]["bbox"] = list(map(convert, [5, 4, -0.5, 5]))
+    warnings = found(read(content), "warning")
+    assert warnings == {"box without area, left out": ["annotation 13 (image 3)"]}
+
+
+@pytest.mark.parametrize("x", [-100_001, 100_001, "-100001", "100001"])
+def test_coordinates_beyond_all_images(read, x):
+    content = sound_content()
+    content["annotations"][4]["bbox"] = [x, 2, 9, 20]
+    with pytest.raises(AnnotationFileError, match="annotation 13 .*100000"):
+        read(content)
+
+
+def test_images_are_in_the_order_of_their_numbers(read):
+    content = sound_content()
+    content["images"][0]["id"] = 10
+    for x in content["annotations"]:
+        x["image_id"] = {7: 10, 3: 3}[x["image_id"]]
+    assert [x["image_id"] for x in read(content).records] == [3, 10]
+
+
+def test_dots_stand_for_examples_that_are_left_out():
+    report = ReadingReport("x.json")
+    for number in range(1, 6):
+        report.warn("odd", f"image {number}")
+    assert report.findings[0].examples() == "image 1, 2, 3, 4, 5"
+    report.warn("odd", "image 6")
+    assert report.findings[0].examples() == "image 1, 2, 3, 4, 5, ..."
+
+
+def test_ids_that_mean_the_same_number():
+    ids = Ids()
+    for index, value in enumerate(["07", "7", "8"]):
+        ids.add(value, index)
+    assert [ids.find(x) for x in ("07", "7", 7, 7.0, "007", 8)] == [0, 1, None, None, None, 2]
+
+
 def test_a_format_that_is_set_and_wrong(read):
     with pytest.raises(AnnotationFileError, match="DATASETS.BOX_FORMAT xywh"):
         read(many(BOXES), box_format="xyxy")
     assert not read(many(BOXES[:2])).report.findings  # two prove nothing
 
 
+def test_boxes_from_masks(read):
+    """Around all polygons; annotations without a mask keep their box."""
+    content = sound_content()
+    parts = [[12, 2, 20, 2, 20, 6], [3, 5, 9, 5, 9, 11]]
+    content["annotations"][0].update(bbox=[0, 0, 5, 5], segmentation=parts)
+    first, second = read(content, boxes_from_masks=True).records
+    assert [x["bbox"] for x in second["annotations"]] == [[3, 2, 17, 9], [5, 4, 8, 5], [3, 3, 6, 6]]
+    assert [x["bbox"] for x in first["annotations"]] == [[5, 4, 8, 5], [1, 2, 9.5, 20]]
+
+
 def test_a_few_wrong_boxes_are_warnings(read):
     content = many(BOXES)
-    content["annotations"][3]["bbox"] = [2, 11, 8, 8]
+    content["annotations"][1]["segmentation"] = []
+    content["annotations"][3]["bbox"] = [21, 11, 8, 8]
     annotations = read(content)
     assert found(annotations) == {"mask that does not fit its box": ["annotation 34 (image 7)"]}
     assert len(annotations.records[1]["annotations"]) == 6
+
+
+def test_half_of_the_boxes_wrong_are_warnings(read):
+    content = many(BOXES)
+    for x in content["annotations"][:3]:
+        x["bbox"] = [1, 14, 3, 4]
+    assert [len(x) for x in found(read(content)).values()] == [3, 2]  # and two of them repeated
+
+
+@pytest.mark.parametrize(
+    "box, number",
+    [([4, 3, 21, 16], 0), ([4, 3, 20, 16], 1), ([4, 6, 25, 13], 0), ([4, 7, 25, 12], 1)],
+)
+def test_masks_may_differ_from_boxes_by_a_share_of_the_side(read, box, number):
+    """In x by more pixels than in y, if the box is wide."""
+    content = many(BOXES)
+    content["annotations"][5]["bbox"] = box
+    assert len(read(content).report.findings) == number
 
 
 def test_masks_that_fit_nothing(read):
@@ -699,6 +796,15 @@ def test_warned_of(read, changes, what):
     assert left == [15, 11, 12] + [99] * (not text.endswith("left out") or "polygon" in text)
 
 
+def test_boxes_of_one_size_are_no_doubles(read):
+    content = sound_content()
+    content["annotations"] += [
+        make_annotation(99, category_id=0, bbox=[6, 4, 8, 5], segmentation=[]),
+        make_annotation(98, category_id=7, bbox=[5, 4, 8, 5], segmentation=[]),
+    ]
+    assert not read(content).report.findings
+
+
 @pytest.mark.parametrize("rotation", [0, 0.0, 360, None, "0"])
 def test_boxes_that_are_not_rotated(read, rotation):
     content = sound_content()
@@ -706,10 +812,14 @@ def test_boxes_that_are_not_rotated(read, rotation):
     assert not read(content).report.findings
 
 
-def test_thin_objects_keep_their_outline_for_the_evaluation(read):
-    line = [2.0, 5.0, 14.0, 5.0, 14.0, 5.2, 2.0, 5.2]
+@pytest.mark.parametrize("is_upright", [False, True])
+def test_thin_objects_keep_their_outline_for_the_evaluation(read, is_upright):
+    line, box = [2.0, 5.0, 14.0, 5.0, 14.0, 5.2, 2.0, 5.2], [2, 5, 12, 0.2]
+    if is_upright:
+        line = [line[i ^ 1] for i in range(8)]
+        box = [box[i ^ 1] for i in range(4)]
     content = sound_content()
-    content["annotations"].append(make_annotation(99, bbox=[2, 5, 12, 0.2], segmentation=[line]))
+    content["annotations"].append(make_annotation(99, bbox=box, segmentation=[line]))
     thin = read(content).records[1]["annotations"][-1]
     assert thin["thin_segmentation"] == [line] and "segmentation" not in thin
 

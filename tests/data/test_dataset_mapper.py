@@ -230,6 +230,30 @@ def test_crop_keeps_boxes_and_masks_consistent(image_file, mask_format):
     assert out.gt_boxes.tensor[1, 2] < 30
 
 
+def test_image_that_is_not_square(tmp_path):
+    height, width = 60, 90
+    path = str(tmp_path / "wide.png")
+    cv2.imwrite(path, np.zeros((height, width, 3), np.uint8))
+    rle = _rle(64, 10, 20, 14, size=(height, width))
+    annotations = [
+        _box(64, 10, 20, 14, 1),
+        _box(64, 10, 20, 14, 2, segmentation=rle),
+        _box(62, 8, 24, 18, 3, segmentation=[[62.0, 8, 86, 8, 86, 26, 62, 26]]),
+    ]
+    record = {**_dataset_dict(path, annotations), "height": height, "width": width}
+    mapper = _mapper(augmentations=[T.ResizeTransform(height, width, 30, 45)])
+    out = mapper(record)["instances"]
+    assert out.gt_has_mask.tolist() == [False, True, True]
+    masks = out.gt_masks.tensor
+    assert masks.shape == (3, 30, 45) and masks.sum(dim=(1, 2)).tolist() == [0, 70, 108]
+    assert masks[1, 5:12, 32:42].all() and masks[2, 4:13, 31:43].all()
+    assert out.gt_boxes.tensor[1].tolist() == [32, 5, 42, 12]
+    turned = _box(10, 64, 14, 20, segmentation=_rle(10, 64, 14, 20, size=(width, height)))
+    with pytest.raises(ValueError, match=r"RLE is \(90, 60\).*\(60, 90\)"):
+        mapper({**record, "annotations": [turned]})
+    assert mapper({**record, "annotations": []})["instances"].gt_masks.tensor.shape == (0, 30, 45)
+
+
 def test_whole_number_boxes_and_polygons_are_not_cut(image_file):
     annotation = _box(11, 11, 40, 40, segmentation=[[11, 11, 51, 11, 51, 51]])
     mapper = _mapper("polygon", augmentations=[T.ResizeTransform(SIZE, SIZE, 72, 72)])

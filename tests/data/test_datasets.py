@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -192,6 +193,10 @@ def test_classes_are_matched_by_name(cfg, shapes_root, tmp_path, caplog):
     assert "reg_own" in message and "cross" in message and "ring" not in message
     own = class_names_of("reg_own")
     assert sorted(own) == sorted(keep) and list(own) != list(keep)
+    content = json.loads((tmp_path / "own.json").read_text())
+    written = {x["id"]: x["name"] for x in content["categories"]}
+    places = MetadataCatalog.get("reg_own").thing_dataset_id_to_contiguous_id
+    assert {category_id: own[i] for category_id, i in places.items()} == written
     records = DatasetCatalog.get("reg_own")
     mapped = to_model_classes(records, own, model_class_names(cfg))
     found = [SHAPE_CLASSES[a["category_id"]] for d in mapped for a in d["annotations"]]
@@ -202,6 +207,9 @@ def test_classes_are_matched_by_name(cfg, shapes_root, tmp_path, caplog):
         for a in d["annotations"]
     ]
     assert found == [name for name in full if name in keep] and len(set(found)) > 1
+    order = [*SHAPE_CLASSES[5:], *SHAPE_CLASSES[:5]]  # the same classes
+    mapped = to_model_classes(DatasetCatalog.get("reg_val"), SHAPE_CLASSES, order)
+    assert [order[a["category_id"]] for d in mapped for a in d["annotations"]] == full
 
 
 def test_classes_of_several_training_files(cfg, shapes_root, tmp_path):
@@ -310,9 +318,12 @@ def crowds(cfg, shapes_root, path, keep=lambda annotation: False):
 
 def test_masks_that_are_crowds_are_named_in_errors(cfg, shapes_root, tmp_path):
     number = crowds(cfg, shapes_root, tmp_path / "own.json")
+    content = json.loads((tmp_path / "own.json").read_text())
+    content["annotations"][0].pop("segmentation")
+    (tmp_path / "own.json").write_text(json.dumps(content))
     cfg.DATASETS.TRAIN, cfg.DATASETS.BASE_CLASSES = ("reg_own",), ["auto"]
     register_datasets(cfg)
-    with pytest.raises(ValueError, match=f"all {number} masks .*CVAT.*V7.*CROWDS objects"):
+    with pytest.raises(ValueError, match=f"all {number - 1} masks .*CVAT.*V7.*CROWDS objects"):
         check_supervision(cfg)
     cfg.DATASETS.BASE_CLASSES = ["shapes_base"]
     with pytest.raises(ValueError, match=f"all {number} annotations are crowds.*CROWDS objects"):
@@ -354,7 +365,19 @@ def test_boxes_only(cfg, shapes_root, tmp_path):
     check_all(cfg)
 
 
+def test_images_of_the_test_data_are_looked_at(cfg, shapes_root, tmp_path):
+    shutil.copytree(shapes_root / "val", tmp_path / "val")
+    (tmp_path / "val" / "000002.jpg").write_text("damaged")
+    json_file = str(shapes_root / "annotations" / "val.json")
+    cfg.DATASETS.COCO_FORMAT += [["reg_own", json_file, str(tmp_path / "val")]]
+    cfg.DATASETS.TEST = ("reg_own",)
+    register_datasets(cfg)
+    with pytest.raises(ValueError, match=r"val\.json: image 2: .*000002\.jpg"):
+        check_all(cfg)
+
+
 def test_supervision_table(cfg, caplog):
+    cfg.DATASETS.CLASS_NAMES = [*SHAPE_CLASSES[5:], *SHAPE_CLASSES[:5]]
     register_datasets(cfg)
     cfg.DATASETS.TRAIN = ("reg_full",)
     cfg.DATASETS.NOVEL_CLASSES = [SHAPE_NOVEL_CLASSES[0]]

@@ -7,7 +7,9 @@ from annotation_samples import (
     HEIGHT,
     IMAGE_SIZES,
     OTHER_HEIGHT,
+    OTHER_WIDTH,
     SQUARE,
+    WIDTH,
     make_annotation,
     make_content,
     make_rle,
@@ -73,7 +75,10 @@ def test_crowds_do_not_count(paths):
     inspection = inspect_annotation_file(*paths(make_content([make_annotation(1), crowd])))
     assert [x.num_instances for x in inspection.statistics] == [0, 0, 1]
     assert not inspection.report.errors
-    assert any("CVAT" in x for x in found(inspection, "warning"))
+    warnings = found(inspection, "warning")
+    assert any("CVAT" in x for x in warnings)
+    (without,) = [entries for what, entries in warnings.items() if "without instances" in what]
+    assert without == ["'eel'"]  # of the cat there are crowds
 
 
 def test_all_problems_are_found_at_once(paths, tmp_path):
@@ -169,18 +174,21 @@ def test_png_headers_are_read_without_pixels(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("off, is_error", [(1, False), (2, True)])
 @pytest.mark.parametrize("has_rle", [False, True])
-def test_sizes_off_by_a_pixel(paths, off, is_error, has_rle):
+@pytest.mark.parametrize("key", ["height", "width"])
+def test_sizes_off_by_a_pixel(paths, key, off, is_error, has_rle):
     content = make_content([make_annotation(1), make_annotation(2, bbox=[4, 3, 8, 7])])
-    content["images"][0]["height"] = HEIGHT + off
+    image = content["images"][0]
+    image[key] += off
     if has_rle:
-        content["annotations"][1]["segmentation"] = make_rle(True, HEIGHT + off)
+        content["annotations"][1]["segmentation"] = make_rle(True, image["height"], image["width"])
         content["annotations"][1]["bbox"] = [5, 4, 8, 5]
     inspection = inspect_annotation_file(*paths(content))
     assert bool(inspection.report.errors) == (is_error or has_rle)
     if not inspection.report.errors:
         ((what, entries),) = found(inspection, "repaired").items()
         assert "pixel" in what and entries == ["image 7"]
-        assert [x["height"] for x in inspection.records] == [OTHER_HEIGHT, HEIGHT]
+        sizes = [(x["height"], x["width"]) for x in inspection.records]
+        assert sizes == [(OTHER_HEIGHT, OTHER_WIDTH), (HEIGHT, WIDTH)]
 
 
 def test_classes_are_shown_with_their_full_names(paths):

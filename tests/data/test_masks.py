@@ -9,10 +9,12 @@ from contrastmask.data.masks import (
     check_polygons,
     compressed_rle,
     has_hole,
+    has_usable_mask,
     parse_number,
     parse_polygons,
     parse_segmentation,
     rle_run_lengths,
+    usable_segmentation,
 )
 
 TRIANGLE = [2.0, 3.0, 12.0, 3.0, 12.0, 10.5]
@@ -126,6 +128,21 @@ def test_rle_that_does_not_fit_its_image(rle, reason):
         compressed_rle(rle, 6, 4)
 
 
+def test_empty_ones_of_several_rles():
+    empty = {"size": [6, 4], "counts": [24]}
+    mask = compressed_rle(parse_segmentation([empty, RUNS, empty]).mask, 6, 4)
+    assert mask_util.area(mask) == 3
+    assert compressed_rle(parse_segmentation([empty, empty]).mask, 6, 4) is None
+
+
+def test_polygons_of_other_datasets():
+    """Those without three points, or with half a point, are left out."""
+    kept = usable_segmentation([[1, 2, 3, 4], TRIANGLE, [*TRIANGLE, 5.0], SQUARE[:4]])
+    assert [x.tolist() for x in kept] == [TRIANGLE]
+    assert not has_usable_mask([[1, 2, 3, 4], [*TRIANGLE, 5.0]])
+    assert usable_segmentation([[1, 2, 3, 4], [*TRIANGLE, 5.0]]) is None
+
+
 def test_rle_without_foreground_is_no_mask():
     assert compressed_rle({"size": None, "counts": [24]}, 6, 4) is None
     assert compressed_rle({"size": None, "counts": [10, 0, 14]}, 6, 4) is None
@@ -160,6 +177,10 @@ def test_outlines_that_are_too_long():
         np.concatenate([x, [1.0, 1, 8, 1, 8, 8]]), np.array([800, 6]), np.array([[10, 12]] * 2)
     )
     assert too_long.tolist() == [True, False]
+    # 50 times 5000 pixels; four for each pixel of the image are allowed beyond 100 000.
+    for size, is_too_long in (((200, 250), False), ((100, 250), True), ((250, 100), True)):
+        _, too_long = check_polygons(x[:100], np.array([100]), np.array([size]))
+        assert too_long.tolist() == [is_too_long]
 
 
 def test_run_lengths_agree_with_pycocotools():
@@ -180,6 +201,8 @@ def test_run_lengths_agree_with_pycocotools():
         ([SQUARE, SQUARE], False),
         ([SQUARE, [20, 3, 25, 3, 25, 8]], False),
         ([SQUARE, [4, 4, 12, 4, 6, 7]], False),  # one corner is outside
+        # Inside of the box of an L; all corners but one are in the L.
+        ([[0, 0, 9, 0, 9, 4, 4, 4, 4, 9, 0, 9], [1, 1, 8, 8, 1, 8]], False),
         # Inside of the box of a triangle, not of the triangle.
         ([[0, 0, 20, 0, 20, 20], [2, 12, 6, 12, 6, 16]], False),
     ],

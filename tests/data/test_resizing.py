@@ -48,6 +48,7 @@ def test_the_rest_is_as_in_detectron2(image):
     "h, w, short, longest, expected",
     [
         (190, 250, 256, 320, (243, 320)),
+        (250, 190, 256, 320, (320, 243)),
         (480, 640, 800, 1333, (800, 1067)),
         (300, 900, 800, 1333, (444, 1333)),
         # One factor for both sides: Detectron2 gives (418, 1333).

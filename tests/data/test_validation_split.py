@@ -32,6 +32,19 @@ def test_every_class_is_in_both_parts_where_that_is_possible():
     assert len(choose_validation_images(data, 0.4, seed=1)) > len(val)
 
 
+def test_no_class_leaves_the_training():
+    """Though the class that all images have in common is wanted for validation."""
+    assert not choose_validation_images(records([[0, k] for k in range(1, 7)]), 0.5)
+
+
+def test_rare_classes_choose_first():
+    """So that one image serves both classes."""
+    data = records([[0]] * 8 + [[0, 1]] * 2)
+    for seed in range(5):
+        (image_id,) = choose_validation_images(data, 0.1, seed)
+        assert image_id in ("i8", "i9")
+
+
 def test_crowds_are_no_objects():
     data = records([[0], [0], [1], [1]])
     for x in data[2:]:

@@ -25,6 +25,10 @@ def test_report_after_evaluation(tmp_path, num_datasets):
     assert pages == (["report.html"] if num_datasets == 1 else [f"report_{n}.html" for n in names])
     for name, page in zip(names, pages):
         assert f"Evaluation on {name}" in (tmp_path / "out" / page).read_text(encoding="utf-8")
+    if num_datasets == 2:  # the first has no masks of novel classes
+        files = [tmp_path / "out" / f"results_{name}.json" for name in names]
+        ious = [json.loads(x.read_text())["gt_box_mask"]["novel"]["IoU"] for x in files]
+        assert ious[0] is None and ious[1] is not None
     off = cfg.clone()
     off.defrost()
     off.TEST.REPORT, off.OUTPUT_DIR = False, str(tmp_path / "off")

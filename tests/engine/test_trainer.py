@@ -52,6 +52,31 @@ def test_slower_backbone_with_adamw(opts):
         assert rates[key] == pytest.approx(4e-4 if slow else 2e-3), name
 
 
+def test_every_key_reaches_the_optimizer(opts):
+    keys = ["SOLVER.BASE_LR", "0.01", "SOLVER.BACKBONE_MULTIPLIER", "0.25"]
+    keys += ["SOLVER.BIAS_LR_FACTOR", "2.0", "SOLVER.WEIGHT_DECAY", "0.1"]
+    keys += ["SOLVER.WEIGHT_DECAY_NORM", "0.2", "SOLVER.WEIGHT_DECAY_BIAS", "0.3"]
+    cfg = load_config(small_model.CONFIG_FILE, [*opts, *keys])
+    bottom_up = torch.nn.ModuleDict(
+        {"conv": torch.nn.Conv2d(1, 1, 1), "bn": torch.nn.BatchNorm2d(1)}
+    )
+    backbone = torch.nn.ModuleDict({"bottom_up": bottom_up, "fpn": torch.nn.Conv2d(1, 1, 1)})
+    model = torch.nn.ModuleDict({"backbone": backbone})
+    values = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in build_optimizer(cfg, model).param_groups
+        for p in group["params"]
+    }
+    assert {n: pytest.approx(values[id(p)]) for n, p in model.named_parameters()} == {
+        "backbone.bottom_up.conv.weight": (0.0025, 0.1),
+        "backbone.bottom_up.conv.bias": (0.005, 0.3),
+        "backbone.bottom_up.bn.weight": (0.0025, 0.2),
+        "backbone.bottom_up.bn.bias": (0.005, 0.3),
+        "backbone.fpn.weight": (0.01, 0.1),
+        "backbone.fpn.bias": (0.02, 0.3),
+    }
+
+
 def test_frozen_stages_of_the_backbone(opts):
     for freeze_at, first_trained in ((0, "_conv_stem"), (2, "_blocks.3."), (4, "_blocks.11.")):
         cfg = load_config(small_model.CONFIG_FILE, [*opts, "MODEL.BACKBONE.FREEZE_AT", freeze_at])

@@ -87,7 +87,8 @@ def register(dataset, name, folder):
     MetadataCatalog.get(name).set(
         json_file=str(path),
         thing_classes=CLASS_NAMES,
-        thing_dataset_id_to_contiguous_id={d: i for i, d in enumerate(CATEGORY_IDS)},
+        # By ascending id: the place of an entry is not its contiguous id.
+        thing_dataset_id_to_contiguous_id={d: CATEGORY_IDS.index(d) for d in sorted(CATEGORY_IDS)},
     )
     return [{"image_id": x["id"]} for x in dataset["images"]]
 

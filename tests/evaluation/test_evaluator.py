@@ -23,6 +23,7 @@ from synthetic_coco import CATEGORY_IDS, CLASS_NAMES, SPLIT
 from contrastmask.data import ClassSplit
 from contrastmask.evaluation import ContrastMaskEvaluator
 from contrastmask.evaluation.coco_eval import BACKENDS
+from contrastmask.evaluation.ground_truth import read_ground_truth
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 GROUPS = {"": range(len(CLASS_NAMES)), "-base": SPLIT.base, "-novel": SPLIT.novel}
@@ -127,14 +128,14 @@ def found_and(request, dataset, tmp_path):
         pytest.importorskip("hotcoco")
 
     def run(seen=True, **changes):
-        common = {"image_id": 1, "category_id": CATEGORY_IDS[0], "iscrowd": 0, "area": 1600}
+        common = {"image_id": 1, "category_id": CATEGORY_IDS[0], "iscrowd": 0, "area": 1200}
         corners = [(10, 10), (100, 100)]
         first, second = (
             {
                 "id": i + 1,
                 **common,
-                "bbox": [x, y, 40, 40],
-                "segmentation": [[x, y, x + 40, y, x + 40, y + 40, x, y + 40]],
+                "bbox": [x, y, 30, 40],
+                "segmentation": [[x, y, x + 30, y, x + 30, y + 40, x, y + 40]],
             }
             for i, (x, y) in enumerate(corners)
         )
@@ -325,6 +326,19 @@ def test_annotations_without_iscrowd_and_area(dataset, tmp_path):
         assert_same(results[key], expected[key])
 
 
+def test_areas_that_the_file_does_not_say(dataset, tmp_path):
+    """Of the mask, or else of the box; they decide what is small, medium and large."""
+    of_image = [x for x in dataset["annotations"] if x["image_id"] == 1 and not x["iscrowd"]]
+    dataset["annotations"] = of_image[:2]
+    areas = [of_image[0]["area"], of_image[1]["bbox"][2] * of_image[1]["bbox"][3]]
+    for x in of_image:
+        del x["area"]
+    del of_image[1]["segmentation"]
+    synthetic_coco.register(dataset, NAME, tmp_path)
+    annotations = read_ground_truth(NAME, CLASS_NAMES).annotations
+    assert [x["area"] for x in annotations] == areas
+
+
 def test_dataset_without_a_json_file(dataset, tmp_path):
     """A dataset that is not in COCO format is converted; files of earlier runs are not taken."""
     outputs = synthetic_coco.to_outputs(synthetic_coco.make_detections(dataset), dataset)
@@ -398,11 +412,12 @@ def test_some_images(dataset, tmp_path):
     evaluator = ContrastMaskEvaluator(NAME, SPLIT, distributed=False)
     evaluator.reset()
     evaluator.process(inputs, outputs)
-    results = evaluator.evaluate(img_ids=[x["id"] for x in dataset["images"][:12]])
-    dataset["images"] = dataset["images"][:12]
-    dataset["annotations"] = [x for x in dataset["annotations"] if x["image_id"] <= 12]
+    dataset["images"] = dataset["images"][5:29:2]
+    chosen = [x["id"] for x in dataset["images"]]
+    results = evaluator.evaluate(img_ids=chosen)
+    dataset["annotations"] = [x for x in dataset["annotations"] if x["image_id"] in chosen]
     expected = reference(
-        dataset, [x for x in detections if x["image_id"] <= 12], "segm", SPLIT.base
+        dataset, [x for x in detections if x["image_id"] in chosen], "segm", SPLIT.base
     )
     assert_same(results["segm-base"], expected)
 
@@ -443,9 +458,23 @@ def test_unsound_annotation_file(dataset, tmp_path):
         ContrastMaskEvaluator(NAME, SPLIT)
 
 
+def test_a_class_that_the_dataset_lacks(dataset, tmp_path):
+    """The first one of the model; the numbers of the others stay theirs."""
+    outputs = synthetic_coco.to_outputs(synthetic_coco.make_detections(dataset), dataset)
+    expected = evaluate(dataset, outputs, tmp_path)
+    for output in outputs:
+        output["instances"].pred_classes += 1
+    base, novel = ([i + 1 for i in ids] for ids in (SPLIT.base, SPLIT.novel))
+    split = ClassSplit(("yak", *CLASS_NAMES), base=tuple(base), novel=(0, *novel))
+    results = evaluate(dataset, outputs, tmp_path, split)
+    assert np.isnan(results["segm"].pop("AP-yak")) and np.isnan(results["bbox"].pop("AP-yak"))
+    for key in expected:
+        assert_same(results[key], expected[key])
+
+
 def test_detection_of_an_unknown_class(dataset, tmp_path):
     outputs = synthetic_coco.to_outputs(synthetic_coco.make_detections(dataset), dataset)
-    outputs[-1]["instances"].pred_classes[:] = 80
+    outputs[-1]["instances"].pred_classes[:] = 8
     assert len(outputs[-1]["instances"])
-    with pytest.raises(ValueError, match="class 80.*has 8 classes.*NUM_CLASSES"):
+    with pytest.raises(ValueError, match="class 8,.*has 8 classes.*NUM_CLASSES"):
         evaluate(dataset, outputs, tmp_path)

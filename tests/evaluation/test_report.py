@@ -6,12 +6,21 @@ from html.parser import HTMLParser
 
 import cv2
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import synthetic_coco
 
 from contrastmask.data import ClassSplit
+from contrastmask.data.images import ImageReader
 from contrastmask.evaluation import ContrastMaskEvaluator
-from contrastmask.evaluation.report import _training_chart, best_median_worst, write_report
+from contrastmask.evaluation import report as report_module
+from contrastmask.evaluation.report import (
+    _draw_pair,
+    _precision_recall_chart,
+    _training_chart,
+    best_median_worst,
+    write_report,
+)
 from contrastmask.predictor import BoxMask
 
 SPLIT = synthetic_coco.SPLIT
@@ -182,6 +191,47 @@ def test_locale_without_utf8(tmp_path, dataset, monkeypatch):
     monkeypatch.setattr("builtins.open", open_ascii)
     _, page = evaluate_and_report(tmp_path, [], dataset)
     assert "<td>–</td>" in page
+
+
+def test_precision_is_a_mean_over_the_classes_with_objects(monkeypatch):
+    """At the first and the sixth threshold, for objects of all sizes."""
+    monkeypatch.setattr(report_module, "_chart_uri", lambda figure: figure)
+    precision = np.full((10, 101, 8, 4), 0.99)
+    for index, values in ((0, [0.8, 0.1, 0, 0.3, -1, 0.5, 0.4, -1]), (5, [0.2] * 7 + [-1])):
+        precision[index, :, :, 0] = values
+    figure = _precision_recall_chart({"segm": precision}, SPLIT)
+    found = {x.get_label(): set(np.round(x.get_ydata(), 6)) for x in figure.axes[0].lines}
+    assert found == {
+        "base, IoU 0.50": {0.4},
+        "novel, IoU 0.50": {0.2},
+        "all, IoU 0.50": {0.35},
+        "base, IoU 0.75": {0.2},
+        "novel, IoU 0.75": {0.2},
+        "all, IoU 0.75": {0.2},
+    }
+
+
+def test_boxes_are_drawn_where_they_are_in_the_crop(tmp_path, monkeypatch):
+    image = np.zeros((60, 90, 3), np.uint8)
+    image[30:50, 40:80] = 255
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    drawn = []
+
+    def overlay(crop, colors, boxes, masks, **kwargs):
+        drawn.append((crop, boxes[0].astype(int), masks[0]))
+        return crop
+
+    monkeypatch.setattr(report_module, "overlay", overlay)
+    truth, predicted = (np.zeros((60, 90), np.uint8, order="F") for _ in range(2))
+    truth[30:50, 40:80], predicted[30:50, 40:60] = 1, 1
+    pair = {"truth": mask_util.encode(truth), "predicted": mask_util.encode(predicted)}
+    x = {**pair, "file_name": str(tmp_path / "a.png"), "category_id": 1, "iou": 0.5}
+    _draw_pair({**x, "bbox": [40, 30, 80, 50]}, SPLIT, ImageReader("RGB"))
+    for crop, (x0, y0, x1, y1), _ in drawn:
+        assert crop.shape[:2] != image.shape[:2] and (x1 - x0, y1 - y0) == (40, 20)
+        assert (crop[y0:y1, x0:x1] == 255).all() and crop.astype(bool).sum() == 3 * 800
+    assert [int(mask.sum()) for *_, mask in drawn] == [800, 400]
+    assert (drawn[0][2] == drawn[0][0][..., 0].astype(bool)).all()
 
 
 def test_metrics_without_losses():

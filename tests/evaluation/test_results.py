@@ -97,7 +97,10 @@ def test_json(results, tmp_path):
     }
     assert report["filled_box_mask"]["all"] == {m: None for m in METRICS}
     assert report["filled_box_mask"]["novel"] == metrics(80.0)
-    assert report["classes"]["base"] == ["ant", "cat", "eel", "gnu"]
+    assert report["classes"] == {
+        "base": ["ant", "cat", "eel", "gnu"],
+        "novel": ["bee", "dog", "hen"],  # the fox is in neither
+    }
 
 
 def test_file_of_version_0_1_0(tmp_path):

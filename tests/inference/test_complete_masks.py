@@ -224,6 +224,17 @@ def test_coarse_polygons_say_how_well_they_fit(data, complete):
     assert min(completion.overlaps) < 1
 
 
+def test_polygons_of_polygons_keep_the_box_that_was_given_first(data, complete):
+    given = read(data / "boxes.json")["annotations"]
+    options = {"replace": True, "mask_format": "polygon", "tolerance": 3}
+    complete("out.json", **options)
+    shutil.copy(data / "out.json", data / "boxes.json")
+    predicted = complete("again.json", **options).predicted
+    before, after = (read(data / x)["annotations"] for x in ("boxes.json", "again.json"))
+    assert all(after[i]["given_bbox"] == given[i]["bbox"] for i in predicted)
+    assert any(before[i]["bbox"] != given[i]["bbox"] for i in predicted)
+
+
 def test_empty_masks_stay_box_only(data, complete, setting, monkeypatch, caplog):
     head = setting[1].model.roi_heads.mask_head
     forward = head.forward
@@ -350,7 +361,7 @@ def test_classes_are_matched_by_name(data, complete):
     assert complete().predicted == first
 
 
-SPLIT = ClassSplit(("cat", "dog", "eel"), base=(1,), novel=(0,))
+SPLIT = ClassSplit(("dog", "eel", "cat"), base=(0,), novel=(2,))
 
 
 def rle(x0, x1, height=10, width=20):
@@ -368,6 +379,7 @@ def true_masks(tmp_path):
         for i, c in classes
     ]
     del annotations[4]["segmentation"]
+    annotations.append({**annotations[0], "id": 16, "iscrowd": 1})
     categories = [{"id": 11, "name": "eel"}, {"id": 5, "name": "dog"}, {"id": 9, "name": "cat"}]
     images = [{"id": 1, "file_name": "x", "height": 10, "width": 20}]
     content = {"images": images, "annotations": annotations, "categories": categories}
@@ -377,6 +389,7 @@ def true_masks(tmp_path):
 
 def test_comparison(true_masks):
     """Masks belong together by id, whatever the order of the files."""
+    assert set(true_masks) == {11, 12, 13, 14}
     completion = MaskCompletion([{"id": i} for i in (15, 14, 13, 12, 11, 99)])
     completion.predicted = dict(
         enumerate([rle(2, 10), rle(12, 14), rle(6, 10), rle(2, 6), rle(2, 10), rle(2, 4)])

@@ -3,7 +3,7 @@ import pycocotools.mask as mask_util
 import pytest
 
 from contrastmask.data.masks import to_rle
-from contrastmask.inference.polygons import mask_to_polygons, polygon_box
+from contrastmask.inference.polygons import _join, mask_to_polygons, polygon_box
 
 
 def drawn(polygons, mask):
@@ -46,6 +46,13 @@ def test_hole_is_not_filled():
     found = drawn(polygons, mask)
     assert not found[25:30, 25:30].any()
     assert (found & mask).sum() / (found | mask).sum() > 0.97
+
+
+def test_slits_are_short():
+    outline = np.array([[0.0, 0], [0, 10], [10, 10], [10, 0]])
+    hole = np.array([[7.0, 8], [8, 8], [8, 7], [7, 7]])
+    ring = [[0, 0], [0, 10], [10, 10], [8, 8], [8, 7], [7, 7], [7, 8], [8, 8], [10, 10], [10, 0]]
+    assert _join(outline, hole).tolist() == ring
 
 
 def test_a_tolerance_leaves_out_corners_and_no_part():

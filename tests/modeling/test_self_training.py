@@ -330,5 +330,7 @@ def test_checkpoints(cfg, build_heads, tmp_path, caplog):
     stored = torch.load(tmp_path / "with" / "model_0000001.pth", weights_only=True)["model"]
     for name, value in resumed.state_dict().items():
         assert torch.equal(value, stored[name]), name
+    checkpointer = ContrastMaskCheckpointer(resumed, str(tmp_path / "without"), require_all=True)
     with pytest.raises(ValueError, match=r"roi_heads\.self_training\.teacher"):
-        ContrastMaskCheckpointer(resumed, str(tmp_path / "without")).resume_or_load("", resume=True)
+        checkpointer.resume_or_load("", resume=True)
+    checkpointer.load(str(tmp_path / "without" / "model_0000001.pth"))  # no resumed training

@@ -24,6 +24,17 @@ def test_panels(image, instances, split, with_features):
     assert np.ptp(panels[1].reshape(-1, 3), axis=0).min() > 50  # a heat map
 
 
+def test_each_row_is_of_one_detection(image, instances, split):
+    both, second = (draw_explanation(image, x, split) for x in (instances, instances[1:]))
+    rows = [
+        [ax.images[0].get_array() for ax in figure.axes if ax.images] for figure in (both, second)
+    ]
+    number = len(rows[1])
+    assert len(rows[0]) == 2 * number
+    for panel, expected in zip(rows[0][number:], rows[1]):
+        assert np.array_equal(panel, expected)
+
+
 def test_names_with_dollar_signs(image, instances, split_of_dollars, tmp_path):
     save_png(draw_explanation(image, instances, split_of_dollars), str(tmp_path / "picture.png"))
     assert (tmp_path / "picture.png").exists()

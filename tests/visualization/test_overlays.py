@@ -27,6 +27,18 @@ def test_detections_have_the_colors_of_their_group(image, instances, split):
     assert not change[450, 150].any()
 
 
+def test_small_masks_lie_over_large_ones(image, make_instances, split):
+    boxes = [[200, 150, 300, 350], [40, 50, 560, 450]]
+    instances = make_instances(boxes, [split.base[0], split.novel[0]], scores=[0.9, 0.6])
+    drawn = draw_detections(image, instances, split).astype(int)
+    red, _, blue = drawn[320, 225]
+    assert blue > red  # of the small mask
+    red, _, blue = drawn[320, 100]
+    assert red > blue
+    turned = draw_detections(image, instances[[1, 0]], split)
+    assert np.array_equal(turned[320, 225], drawn[320, 225])
+
+
 def test_names_with_dollar_signs(image, instances, split_of_dollars):
     drawn = draw_detections(image, instances, split_of_dollars)
     assert drawn.shape == image.shape
@@ -70,6 +82,16 @@ def test_cams(image, instances, split):
     assert np.array_equal(drawn[150, 239], high)
     assert np.array_equal(drawn[200, 400], low)
     assert np.array_equal(draw_cams(image, instances[:0]), image)
+
+
+def test_cams_end_where_their_boxes_end(image, make_instances, split):
+    """Also where the box of another one begins."""
+    boxes = [[40, 50, 240, 250], [240, 50, 440, 250]]
+    instances = make_instances(boxes, [split.base[0], split.novel[0]], scores=[0.9, 0.6])
+    ramp = torch.arange(7.0).expand(7, 7)
+    instances.pred_cams = torch.stack([ramp, ramp])
+    together, second = draw_cams(image, instances), draw_cams(image, instances[1:])
+    assert np.array_equal(together[50:250, 240:440], second[50:250, 240:440])
 
 
 def test_overlapping_cams_show_the_larger_value(image, make_instances, split):

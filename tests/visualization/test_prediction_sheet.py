@@ -1,6 +1,8 @@
 import cv2
 import pytest
+import torch
 
+from contrastmask.visualization import prediction_sheet
 from contrastmask.visualization.prediction_sheet import select_records, write_sheet
 
 
@@ -16,6 +18,19 @@ def test_select_records(split):
     assert chosen[1] == [1, 4, 7]
     assert len(chosen[2]) == 6 and {1, 3, 4, 6, 7} < set(chosen[2])
     assert chosen[3] == list(range(8))
+
+
+def test_detections_with_the_least_score_are_drawn(tmp_path, image, instances, split, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        prediction_sheet, "draw_detections", lambda image, x, split: drawn.append(len(x)) or image
+    )
+    cv2.imwrite(str(tmp_path / "image.png"), image)
+    records = [{"file_name": str(tmp_path / "image.png"), "annotations": []}]
+    instances.scores[:] = torch.tensor([0.5, 0.25])
+    for threshold in (0.25, 0.3, 0.5, 0.6):
+        write_sheet(str(tmp_path / "sheet.png"), records, [instances], split, threshold)
+    assert drawn == [2, 1, 1, 0]
 
 
 @pytest.mark.parametrize("with_cams", [True, False])
