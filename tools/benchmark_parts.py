@@ -159,13 +159,9 @@ def model(args: Namespace) -> Iterator[Comparison]:
     """
     supervision = "MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.LOSS_WEIGHT"
     plain = ["MODEL.ROI_CONTRASTIVE_HEAD.ENABLED", "False", "MODEL.ROI_MASK_HEAD.CAM_ON", "False"]
-    colors = ["MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST", "False"]
-    variants = [["Mask R-CNN", *plain, *colors, supervision, "0.0"]] + (
+    variants = [["Mask R-CNN", *plain, supervision, "0.0"]] + (
         args.variant
-        or [
-            ["ContrastMask", *colors, supervision, "0.0"],
-            ["with box supervision", *colors, supervision, "1.0"],
-        ]
+        or [["ContrastMask", supervision, "0.0"], ["with box supervision", supervision, "1.0"]]
     )
     num_images, side = (1, 64) if args.quick else (4, 192)
     with _shapes(num_images, side, "train") as dataset:
@@ -274,7 +270,8 @@ _QUICK = (
 
 
 def _config(args, dataset, opts=()):
-    opts = [*(_QUICK if args.quick else ()), *args.opts, *opts]
+    plain = ["MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST", "False"]  # unless a variant sets it
+    opts = [*(_QUICK if args.quick else ()), *plain, *args.opts, *opts]
     opts += ["DATASETS.TRAIN", f"('{dataset}',)", "DATASETS.BASE_CLASSES", "['auto']"]
     # Built-in masks may have holes. Without a score threshold there are as many detections as asked
     # for.

@@ -1,6 +1,7 @@
 """
 What Detectron2 0.6 lacks and its main branch has. To drop 0.6, delete this file and import
-``launch`` and ``DefaultTrainer`` from ``detectron2.engine``.
+``launch`` and ``DefaultTrainer`` from ``detectron2.engine``, ``create_local_process_group`` from
+``detectron2.utils.comm``.
 """
 
 import torch
@@ -36,14 +37,22 @@ def _cpu_worker(local_rank, main_func, num_local, num_machines, machine_rank, di
     first = machine_rank * num_local
     world_size = num_machines * num_local
     dist.init_process_group("gloo", dist_url, world_size=world_size, rank=first + local_rank)
-    # Detectron2 has to know which processes are on this machine.
-    for begin in range(0, world_size, num_local):
-        group = dist.new_group(list(range(begin, begin + num_local)))
-        if begin == first:
-            comm._LOCAL_PROCESS_GROUP = group
+    _create_local_process_group(num_local)
     comm.synchronize()
     main_func(*args)
 
 
+def _create_local_process_group(num_local):
+    """Detectron2 has to know which processes are on this machine; they have successive ranks."""
+    for begin in range(0, comm.get_world_size(), num_local):
+        ranks = range(begin, begin + num_local)
+        group = dist.new_group(list(ranks))
+        if comm.get_rank() in ranks:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
 DefaultTrainer = _DefaultTrainer if _IS_0_6 else engine.DefaultTrainer
 launch = _launch if _IS_0_6 else engine.launch
+create_local_process_group = getattr(
+    comm, "create_local_process_group", _create_local_process_group
+)

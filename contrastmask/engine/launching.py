@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from .detectron2_0_6 import create_local_process_group
 from .detectron2_0_6 import launch as spawn
 
 
@@ -96,15 +97,7 @@ def launch(
         torch.cuda.set_device(process.local_rank % torch.cuda.device_count())
     backend = "nccl" if has_gpu else "gloo"
     dist.init_process_group(backend, rank=process.rank, world_size=process.world_size)
-    join_local_group(process.rank, process.local_world_size)
+    create_local_process_group(process.local_world_size)
     comm.synchronize()
     main_func(*args)
     dist.destroy_process_group()
-
-
-def join_local_group(rank: int, local_world_size: int) -> None:
-    """Let Detectron2 know which processes are on this machine; they have successive ranks."""
-    for begin in range(0, dist.get_world_size(), local_world_size):
-        group = dist.new_group(list(range(begin, begin + local_world_size)))
-        if begin <= rank < begin + local_world_size:
-            comm._LOCAL_PROCESS_GROUP = group
