@@ -277,7 +277,8 @@ def _add_mask_head_config(cfg):
     # grows from 0 to its value.
     self_training.START = 0.2
     self_training.RAMP = 0.2
-    # Share of its old value that the average keeps in each iteration.
+    # Share of its old value that the average keeps in each iteration: for 750 iterations, as they
+    # were in the trials. 1 - 15 / MAX_ITER for longer training.
     self_training.DECAY = 0.98
     # A conditional random field moves masks to the edges of colors (not part of ContrastMask):
     # those that self-training learns and, at test time, those of the mask head.

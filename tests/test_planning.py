@@ -135,6 +135,13 @@ def test_supervision():
     assert not any("BOX_SUPERVISION" in x or "SELF_TRAINING" in x for x in fully)
 
 
+@pytest.mark.parametrize("num_iterations, decay", [(7, 0.9), (750, 0.98), (2000, 0.9925)])
+def test_teacher_of_a_longer_training_is_slower(num_iterations, decay):
+    data = make_data([(200, 200)] * 5, [(50, 50)] * 10, num_masks=4)
+    found = values(data, given=[Choice("SOLVER.MAX_ITER", num_iterations, "Mine.")])
+    assert found["MODEL.ROI_MASK_HEAD.SELF_TRAINING.DECAY"] == pytest.approx(decay)
+
+
 def test_what_somebody_chose_replaces_the_plan():
     data = make_data([(200, 200)] * 5, [(50, 50)] * 5)
     found = values(data, given=[Choice("SOLVER.MAX_ITER", 7, "Mine.")])
