@@ -116,6 +116,7 @@ _RANGES = {
     "MODEL.ROI_MASK_HEAD.SELF_TRAINING.RAMP": (0, 1),
     "MODEL.ROI_MASK_HEAD.SELF_TRAINING.DECAY": (0, 1),
     "MODEL.ROI_MASK_HEAD.COLOR_CRF.WEIGHT": (0, _INF),
+    "MODEL.ROI_MASK_HEAD.COLOR_CRF.TEST_WEIGHT": (0, _INF),
     "MODEL.ROI_MASK_HEAD.COLOR_CRF.DISTANCE": (0.001, _INF),
     "MODEL.ROI_MASK_HEAD.COLOR_CRF.COLOR_DISTANCE": (0.001, _INF),
     "MODEL.ROI_CONTRASTIVE_HEAD.POOLER_RESOLUTION": (1, _INF),
@@ -288,6 +289,8 @@ def _add_mask_head_config(cfg):
     crf.AT_TEST = False
     # Weight of the vote of all other cells against a mask's own logit. 0 leaves masks as they are.
     crf.WEIGHT = 4.0
+    # The same at test time, where votes come from larger cells.
+    crf.TEST_WEIGHT = 3.0
     # A vote counts less with the distance between two cells, as a Gaussian of this standard
     # deviation, in sides of the box ...
     crf.DISTANCE = 0.3

@@ -33,6 +33,7 @@ class ColorCRF(nn.Module):
         self,
         *,
         weight: float,
+        test_weight: float,
         distance: float,
         color_distance: float,
         pixel_mean: list[float],
@@ -41,13 +42,14 @@ class ColorCRF(nn.Module):
     ):
         """
         Args:
-            weight, distance, color_distance (float): see :func:`refine_by_color`; with a weight of
-                0 masks stay as they are.
+            weight, test_weight, distance, color_distance (float): see :func:`refine_by_color`; the
+                second weight is that of the quick form. With a weight of 0 masks stay as they are.
             pixel_mean, pixel_std (list[float]): with which the model normalizes images.
             is_bgr (bool): whether the first channel is blue instead of red.
         """
         super().__init__()
-        self.weight, self.distance, self.color_distance = weight, distance, color_distance
+        self.weight, self.test_weight = weight, test_weight
+        self.distance, self.color_distance = distance, color_distance
         self.is_bgr = is_bgr
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
@@ -66,6 +68,7 @@ class ColorCRF(nn.Module):
         keys = cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF
         return cls(
             weight=keys.WEIGHT,
+            test_weight=keys.TEST_WEIGHT,
             distance=keys.DISTANCE,
             color_distance=keys.COLOR_DISTANCE,
             pixel_mean=cfg.MODEL.PIXEL_MEAN,
@@ -87,9 +90,10 @@ class ColorCRF(nn.Module):
         Returns:
             Tensor: (T, H, H) float32 logits, on their device.
         """
+        weight = self.test_weight if is_quick else self.weight
         with full_precision(logits):
             logits = logits.float()
-            if self.weight == 0 or not len(logits):
+            if weight == 0 or not len(logits):
                 return logits
             size = logits.shape[-1]
             colors, in_image = crop_colors(
@@ -104,7 +108,7 @@ class ColorCRF(nn.Module):
                 logits,
                 rgb_to_lab(colors.flip(1) if self.is_bgr else colors),
                 in_image,
-                weight=self.weight,
+                weight=weight,
                 distance=self.distance,
                 color_distance=self.color_distance,
                 is_tight=not is_quick,

@@ -207,8 +207,26 @@ def test_detections_get_the_masks_of_given_boxes(cfg, build_heads, make_batch, s
     )
 
 
+def test_weight_of_each_form(cfg, build_heads, setting):
+    """The first is that of self-training's labels, the second that of inference."""
+    _, images, given = setting
+    boxes = [x.pred_boxes for x in given]
+    logits = torch.randn(sum(map(len, boxes)), 14, 14)
+    moved = {}
+    for weights in ((0.0, 2.0), (2.0, 0.0), (1.0, 2.0)):
+        keys = cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF
+        keys.WEIGHT, keys.TEST_WEIGHT = weights
+        crf = build_heads(cfg).color_crf
+        results = [crf(logits, images, boxes, is_quick=x) for x in (False, True)]
+        moved[weights] = [float((x - logits.clamp(-3, 3)).abs().mean()) for x in results]
+        for weight, result in zip(weights, results):
+            assert torch.equal(result, logits) == (weight == 0)
+    assert moved[1.0, 2.0][1] == moved[0.0, 2.0][1] > 0.1
+    assert 0.1 < moved[1.0, 2.0][0] < moved[2.0, 0.0][0]
+
+
 def test_settings(cfg, build_heads):
-    cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF.WEIGHT = 0.0
+    cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF.TEST_WEIGHT = 0.0
     heads = build_heads(cfg)
     logits = torch.randn(3, 4, 4)
     assert torch.equal(heads.color_crf(logits, None, None, is_quick=True), logits)

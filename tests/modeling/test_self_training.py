@@ -275,7 +275,7 @@ def test_every_key_reaches_the_loss(heads_cfg, build_heads):
     heads_cfg.MODEL.PIXEL_MEAN, heads_cfg.MODEL.PIXEL_STD = [9.0, 8.0, 7.0], [1.0, 2.0, 3.0]
     options = {
         "SELF_TRAINING": {"LOSS_WEIGHT": 0.7, "START": 0.25, "RAMP": 0.5, "DECAY": 0.9},
-        "COLOR_CRF": {"WEIGHT": 3.0, "DISTANCE": 0.2, "COLOR_DISTANCE": 6.0},
+        "COLOR_CRF": {"WEIGHT": 5.0, "TEST_WEIGHT": 1.5, "DISTANCE": 0.2, "COLOR_DISTANCE": 6.0},
     }
     for group, values in options.items():
         for name, value in values.items():
@@ -284,7 +284,8 @@ def test_every_key_reaches_the_loss(heads_cfg, build_heads):
     found = build_heads(heads_cfg).self_training
     assert (found.weight, found.start, found.ramp_length, found.decay) == (0.7, 50, 100, 0.9)
     crf = found.crf
-    assert (crf.weight, crf.distance, crf.color_distance) == (3.0, 0.2, 6.0)
+    assert (crf.weight, crf.test_weight) == (5.0, 1.5)
+    assert (crf.distance, crf.color_distance) == (0.2, 6.0)
     assert crf.pixel_mean.tolist() == [9, 8, 7] and crf.pixel_std.tolist() == [1, 2, 3]
     assert crf.is_bgr and heads_cfg.INPUT.FORMAT == "BGR"
     heads_cfg.INPUT.FORMAT = "L"
