@@ -2,8 +2,8 @@
 """
 Give every box-only annotation of a COCO-format file a mask, predicted for exactly that box and
 class. Annotations that have a segmentation, and all other values in the file, stay as they are; but
---mask-format polygon also sets "area" and "bbox" to those of the polygons ("given_bbox" keeps the
-box).
+polygons also set "area" and "bbox" to those of the polygons ("given_bbox" keeps the box), and RLEs
+that the file had become polygons, too, which are the same to the pixel.
 
     python tools/predict_masks.py --weights output/quickstart/model_final.pth \\
         --json boxes.json --images folder --output boxes_with_masks.json
@@ -52,7 +52,8 @@ def get_args(argv):
         "--mask-format",
         choices=MASK_FORMATS,
         default="rle",
-        help="rle: exact; polygon: for tools that read no RLE (default: rle)",
+        help="rle: exact; polygon: for tools that read no RLE; one-polygon: for tools that know "
+        "only one polygon for each object (default: rle)",
     )
     parser.add_argument(
         "--tolerance",
@@ -102,7 +103,12 @@ def main(argv=None):
         overlaps = completion.overlaps
         logger.info(
             f"IoU of polygons with the masks: mean {sum(overlaps) / len(overlaps):.4f}, least "
-            f"{min(overlaps):.4f}. Holes joined to an outline: {completion.num_slits}"
+            f"{min(overlaps):.4f}"
+        )
+    if args.mask_format != "rle":
+        logger.info(
+            f"{completion.num_rewritten} masks that the file had became polygons, the same to the "
+            f"pixel. Holes and parts joined to an outline: {completion.num_slits}"
         )
     exit_code = 0
     if completion.unreadable:

@@ -352,7 +352,8 @@ class AnnotationReader:
         for image, of_image in zip(self._images.entries, instances):
             seen = set()
             for x in of_image:
-                if (key := (x["category_id"], *x["bbox"])) in seen:
+                box = (round(side, 2) for side in x["bbox"])  # tools compute with fractions
+                if (key := (x["category_id"], *box)) in seen:
                     where = f"annotation {x['id']!r} (image {image.id!r})"
                     self._report.warn("same class and box as another one of the image", where)
                 seen.add(key)

@@ -25,7 +25,7 @@ from ..data.masks import is_nothing, to_rle
 from ..data.reading_report import names as shorten
 from ..predictor import ModelInput, Predictor, encode, masks_for_boxes
 from .partial_results import append_masks, open_partial_results, run_identity
-from .polygons import mask_to_polygons, polygon_box
+from .polygons import join_polygons, mask_to_polygons, polygon_box
 
 __all__ = [
     "GIVEN_BOX_KEY",
@@ -42,7 +42,8 @@ logger = logging.getLogger(__name__)
 SCORE_KEY = "mask_score"
 # Key for the box that the mask was predicted for, where "bbox" becomes that of the polygons.
 GIVEN_BOX_KEY = "given_bbox"
-MASK_FORMATS = ("rle", "polygon")
+# How masks are written. "one-polygon" has no more than one polygon for each object.
+MASK_FORMATS = ("rle", "polygon", "one-polygon")
 _PARTIAL_SUFFIX = ".partial.jsonl"
 _NUM_EXAMPLES = 10
 _GROUPS = ("base", "novel", "unused", "all")
@@ -62,7 +63,8 @@ class MaskCompletion:
         unknown_classes: names of classes that the model does not have; they stay as they are.
         unreadable: file names of images and why they were skipped.
         overlaps: IoU of each mask that became polygons with its polygons.
-        num_slits: holes that are joined to an outline, in polygons.
+        num_slits: holes and parts that are joined to an outline, in polygons.
+        num_rewritten: masks of the file that became other polygons, the same to the pixel.
     """
 
     annotations: List[dict]
@@ -75,6 +77,7 @@ class MaskCompletion:
     unreadable: List[Tuple[str, str]] = field(default_factory=list)
     overlaps: List[float] = field(default_factory=list)
     num_slits: int = 0
+    num_rewritten: int = 0
 
     def ids(self, indices: Sequence[int]) -> str:
         """Ids of some annotations, for a message."""
@@ -143,7 +146,10 @@ def complete_masks(
 
     These annotations get a "segmentation" and a "mask_score" (mean probability inside the mask).
     Beside a compressed RLE all other values stay, "area" included. Beside polygons, "area" (pixels)
-    and "bbox" become those of the polygons, and "given_bbox" keeps the box.
+    and "bbox" become those of the polygons, and "given_bbox" keeps the box. A file of polygons has
+    no RLE: the masks that it had before become polygons that are the same to the pixel. What
+    labeling tools insist on is added where missing: "info", "licenses", "iscrowd" 0, and
+    "segmentation" [] for no mask.
 
     Masks of finished images are kept in `output` + ".partial.jsonl", from which an interrupted run
     goes on; the file is removed when all images are done. Its first line names the model, the
@@ -157,7 +163,8 @@ def complete_masks(
         batch_size: images at a time.
         num_workers: processes that read images.
         replace: also predict masks for the annotations that have a segmentation.
-        mask_format: how predicted masks are written: "rle" or "polygon".
+        mask_format: how masks are written: "rle", "polygon", or "one-polygon", which joins the
+            parts of a mask by slits without width.
         tolerance: of polygons, in pixels; see :func:`.polygons.mask_to_polygons`.
 
     Raises:
@@ -201,12 +208,13 @@ def complete_masks(
             completion.empty.append(index)
             continue
         annotation = completion.annotations[index]
-        if mask_format == "polygon":
-            segmentation = _write_polygons(
-                annotation, segmentation, tolerance, options.box_format, completion
-            )
-        else:
+        if mask_format == "rle":
             annotation["segmentation"] = segmentation
+        else:
+            is_one = mask_format == "one-polygon"
+            segmentation = _write_polygons(
+                annotation, segmentation, tolerance, is_one, options.box_format, completion
+            )
         annotation[SCORE_KEY] = score
         completion.predicted[index] = segmentation
     if completion.empty:
@@ -214,6 +222,9 @@ def complete_masks(
             f"No pixel was predicted for {len(completion.empty)} annotations, which stay as they "
             f"are: {completion.ids(completion.empty)}"
         )
+    if mask_format != "rle":
+        _rewrite_given(annotations.records, mask_format == "one-polygon", completion)
+    _add_missing_keys(content)
     with write_whole(output, "w", encoding="utf-8") as f:
         f.write(json.dumps(content))
     if completion.unreadable:
@@ -284,9 +295,9 @@ def _records(annotations, class_names, replace, completion) -> List[dict]:
     return records
 
 
-def _write_polygons(annotation: dict, rle: dict, tolerance, box_format, completion) -> dict:
+def _write_polygons(annotation, rle, tolerance, join_parts, box_format, completion) -> dict:
     """Set the values of an annotation that polygons change; returns them as an RLE."""
-    polygons, num_holes = mask_to_polygons(mask_util.decode(rle), tolerance)
+    polygons, num_slits = mask_to_polygons(mask_util.decode(rle), tolerance, join_parts)
     written = to_rle(polygons, *rle["size"])
     annotation.setdefault(GIVEN_BOX_KEY, annotation.get("bbox"))
     annotation.update(
@@ -295,8 +306,39 @@ def _write_polygons(annotation: dict, rle: dict, tolerance, box_format, completi
         area=float(mask_util.area(written)),
     )
     completion.overlaps.append(float(mask_util.iou([written], [rle], [0])[0, 0]))
-    completion.num_slits += num_holes
+    completion.num_slits += num_slits
     return written
+
+
+def _rewrite_given(records: List[dict], join_parts: bool, completion: MaskCompletion) -> None:
+    """Write RLEs of the file as polygons, and with `join_parts` several polygons as one."""
+    for record in records:
+        for x in record["annotations"]:
+            given, size = x.get("segmentation"), (record["height"], record["width"])
+            is_rle = isinstance(given, dict)
+            several = isinstance(given, list) and len(given) > 1
+            if x["index"] in completion.predicted or not (is_rle or join_parts and several):
+                continue
+            rle = to_rle(given, *size)
+            polygons, num_slits = [], 0
+            if several:  # the corners that were drawn, unless they overlap
+                polygons, num_slits = [join_polygons(given)], len(given) - 1
+            if is_rle or mask_util.iou([to_rle(polygons, *size)], [rle], [0])[0, 0] < 1:
+                polygons, num_slits = mask_to_polygons(mask_util.decode(rle), 0.0, join_parts)
+            completion.annotations[x["index"]]["segmentation"] = polygons
+            completion.num_slits += num_slits
+            completion.num_rewritten += 1
+
+
+def _add_missing_keys(content: dict) -> None:
+    """Without these keys some importers of COCO files stop (CVAT, Roboflow, VIA)."""
+    content.setdefault("info", {})
+    content.setdefault("licenses", [])
+    for x in content["annotations"]:
+        if is_nothing(x.get("segmentation")):
+            x["segmentation"] = []
+        if is_nothing(x.get("iscrowd")):
+            x["iscrowd"] = 0
 
 
 def _is_empty_rle(segmentation) -> bool:

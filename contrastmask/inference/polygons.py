@@ -1,25 +1,31 @@
 """From masks to the polygons of COCO's format."""
 
+from functools import reduce
 from typing import List, NamedTuple
 
 import cv2
 import numpy as np
 
-__all__ = ["MaskPolygons", "mask_to_polygons", "polygon_box"]
+__all__ = ["MaskPolygons", "join_polygons", "mask_to_polygons", "polygon_box"]
+
+# Corners of an outline whose distances to another one are computed at a time, to bound memory.
+_CORNERS_AT_A_TIME = 500
 
 
 class MaskPolygons(NamedTuple):
     """
     polygons: x, y, x, y, ... of each part of a mask, in pixels, 0, 0 being the outer corner of the
         first pixel, whose center is then at 0.5, 0.5; so pycocotools draws polygons.
-    num_holes: how many holes are joined to the outline of their part by a slit without width.
+    num_slits: how many holes and parts are joined to an outline by a slit without width.
     """
 
     polygons: List[List[float]]
-    num_holes: int
+    num_slits: int
 
 
-def mask_to_polygons(mask: np.ndarray, tolerance: float = 0.0) -> MaskPolygons:
+def mask_to_polygons(
+    mask: np.ndarray, tolerance: float = 0.0, join_parts: bool = False
+) -> MaskPolygons:
     """Outlines of a mask along the borders of its pixels.
 
     COCO has no holes: it fills whatever lies inside a polygon. An outline with a hole therefore
@@ -31,12 +37,13 @@ def mask_to_polygons(mask: np.ndarray, tolerance: float = 0.0) -> MaskPolygons:
         tolerance: the largest distance in pixels between a corner that is left out and the
             polygon. 0 leaves out none, and pycocotools then restores the mask to the pixel.
             Outlines that would lose half of their area, such as those of a few pixels, stay exact.
+        join_parts: whether slits also join the parts of a mask, so that it is one polygon.
 
     Returns:
         MaskPolygons: no polygon for an empty mask.
     """
     mask = np.asarray(mask, dtype=np.uint8)
-    polygons, num_holes = [], 0
+    polygons, num_slits = [], 0
     num, labels, boxes, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
     for label in range(1, num):
         left, top, width, height = boxes[label, :4].tolist()
@@ -45,8 +52,24 @@ def mask_to_polygons(mask: np.ndarray, tolerance: float = 0.0) -> MaskPolygons:
         for hole in sorted(holes, key=lambda x: x[:, 0].min()):
             outline = _join(outline, hole)
         polygons.append((outline + [left, top]).ravel().tolist())
-        num_holes += len(holes)
-    return MaskPolygons(polygons, num_holes)
+        num_slits += len(holes)
+    if join_parts and len(polygons) > 1:
+        num_slits += len(polygons) - 1
+        polygons = [join_polygons(polygons)]
+    return MaskPolygons(polygons, num_slits)
+
+
+def join_polygons(polygons: List[List[float]]) -> List[float]:
+    """One polygon of several, joined by slits without width between their nearest corners.
+
+    Args:
+        polygons: x, y, x, y, ... each. Where they overlap, the joined polygon has a hole.
+
+    Returns:
+        x, y, x, y, ...
+    """
+    rings = sorted((np.reshape(x, (-1, 2)) for x in polygons), key=lambda x: x[:, 0].min())
+    return reduce(_join, rings).ravel().tolist()
 
 
 def polygon_box(polygons: List[List[float]], box_format: str = "xywh") -> List[float]:
@@ -96,9 +119,14 @@ def _area(ring: np.ndarray) -> float:
     return abs(float((x * after_y - y * after_x).sum())) / 2
 
 
-def _join(outline: np.ndarray, hole: np.ndarray) -> np.ndarray:
+def _join(outline: np.ndarray, other: np.ndarray) -> np.ndarray:
     """One ring of both, which crosses between their nearest corners, there and back."""
-    distances = ((outline[:, None] - hole[None]) ** 2).sum(axis=2)
-    i, k = np.unravel_index(distances.argmin(), distances.shape)
-    around = np.roll(hole, -k, axis=0)
+    nearest = []
+    for start in range(0, len(outline), _CORNERS_AT_A_TIME):
+        corners = outline[start : start + _CORNERS_AT_A_TIME]
+        distances = ((corners[:, None] - other[None]) ** 2).sum(axis=2)
+        i, k = np.unravel_index(distances.argmin(), distances.shape)
+        nearest.append((distances[i, k], start + i, k))
+    _, i, k = min(nearest)
+    around = np.roll(other, -k, axis=0)
     return np.concatenate([outline[: i + 1], around, around[:1], outline[i:]])

@@ -784,6 +784,7 @@ def test_one_tiny_box_is_none_of_these(read):
         ({"bbox": [90, 3, 10, 5], "segmentation": []}, "box outside of its image, left out"),
         ({"bbox": None, "segmentation": []}, "neither box nor usable mask, left out"),
         ({"bbox": [5, 4, 8, 5], "category_id": 0, "segmentation": []}, "same class and box"),
+        ({"bbox": [5, 4, 8 - 1e-14, 5], "category_id": 0, "segmentation": []}, "same class"),
     ],
 )
 def test_warned_of(read, changes, what):

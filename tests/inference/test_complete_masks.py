@@ -72,6 +72,11 @@ def edit(path, change):
     path.write_text(json.dumps(content))
 
 
+def completed(annotations):
+    """With what importers insist on."""
+    return [{"iscrowd": 0, "segmentation": [], **x} for x in annotations]
+
+
 def boxes_only(content):
     for x in content["annotations"]:
         x.pop("segmentation", None)
@@ -86,6 +91,7 @@ def to_corners(content):
 def test_every_box_gets_a_mask_and_nothing_else_changes(data, complete, setting):
     def change(content):
         content["info"] = {"é": [1.50, 1e3, 12345678901234567890, True, None, 0.1], "b": {}}
+        content["licenses"] = []
         content["annotations"][0]["area"] = 7.0
         content["annotations"][1]["attributes"] = {"occluded": False}
 
@@ -168,7 +174,7 @@ def test_what_is_box_only(data, complete, caplog):
     assert completion.not_understood == [6, 7, 8] and completion.num_left_out == 3
     assert "22, 19, 16" in caplog.text and "--all" in caplog.text
     before, after = (read(data / x)["annotations"] for x in ("boxes.json", "out.json"))
-    assert before[6:12] == after[6:12]
+    assert completed(before[6:12]) == after[6:12]
     completion = complete(replace=True)
     assert sorted([*completion.predicted, *completion.empty]) == [*range(9), 12]
 
@@ -200,7 +206,7 @@ def test_polygons(data, complete, setting, monkeypatch, box_format):
     assert masks.keys() == completion.predicted.keys() and len(masks) > 3
     for index, x in enumerate(read(data / "polygons.json")["annotations"]):
         if index not in masks:
-            assert x == given[index]
+            assert [x] == completed([given[index]])
             continue
         assert x["given_bbox"] == given[index]["bbox"]
         rle = masks[index]
@@ -235,6 +241,62 @@ def test_polygons_of_polygons_keep_the_box_that_was_given_first(data, complete):
     assert any(before[i]["bbox"] != given[i]["bbox"] for i in predicted)
 
 
+def test_a_file_of_polygons_has_no_rle(data, complete):
+    """Masks that were given become polygons, the same to the pixel, also of crowds."""
+    before = read(data / "boxes.json")
+    rles = {i for i, x in enumerate(before["annotations"]) if "segmentation" in x}
+    assert len(rles) > 3
+    crowd = min(rles)
+
+    def change(content):
+        content["annotations"][crowd]["iscrowd"] = 1
+        first = content["images"][0]
+        square, overlapping = [4.5, 5, 14, 5, 14, 12.25], [8, 3, 20, 3, 20, 10]
+        for polygons in ([square, [20, 20, 27, 21, 22, 28]], [square, overlapping]):
+            box = {"image_id": first["id"], "category_id": content["categories"][0]["id"]}
+            x = {**box, "iscrowd": 0, "id": 900 + len(content["annotations"])}
+            content["annotations"].append({**x, "segmentation": polygons})
+
+    edit(data / "boxes.json", change)
+    given = read(data / "boxes.json")
+    sizes = {x["id"]: (x["height"], x["width"]) for x in given["images"]}
+    for mask_format, num_rewritten in (("polygon", len(rles)), ("one-polygon", len(rles) + 2)):
+        completion = complete(mask_format=mask_format, tolerance=2)
+        assert completion.num_rewritten == num_rewritten
+        after = read(data / "out.json")["annotations"]
+        lengths = [len(x["segmentation"]) for x in after]
+        assert all(isinstance(x["segmentation"], list) for x in after)
+        assert mask_format == "polygon" or max(lengths) == 1
+        for index in [*rles, len(after) - 2, len(after) - 1]:
+            size = sizes[after[index]["image_id"]]
+            masks = [to_rle(x[index]["segmentation"], *size) for x in (given["annotations"], after)]
+            assert mask_util.iou(masks[:1], masks[1:], [0])[0, 0] == 1
+            rest = [dict(x[index], segmentation=0) for x in (given["annotations"], after)]
+            assert rest[0] == rest[1]
+        drawn = after[-2]["segmentation"][0]
+        assert {4.5, 12.25} <= set(drawn)  # the corners that were drawn, not those of pixels
+
+
+def test_what_importers_insist_on_is_added(data, complete):
+    """CVAT, Roboflow and VIA stop where one of these keys is missing."""
+
+    def change(content):
+        content.pop("info", None)
+        content["licenses"] = [{"id": 3}]
+        other = next(x for x in content["images"] if x["height"] == 64)["id"]
+        box = {"image_id": other, "category_id": content["categories"][0]["id"]}
+        for i, rest in enumerate(({}, {"iscrowd": 1}, {"iscrowd": None, "segmentation": None})):
+            content["annotations"].append({**box, "id": 900 + i, "bbox": [3, 4, 0, 0], **rest})
+
+    edit(data / "boxes.json", change)
+    complete()
+    after = read(data / "out.json")
+    assert after["info"] == {} and after["licenses"] == [{"id": 3}]
+    assert [(x["iscrowd"], x["segmentation"]) for x in after["annotations"][-3:]] == [
+        *((0, []), (1, []), (0, []))
+    ]
+
+
 def test_empty_masks_stay_box_only(data, complete, setting, monkeypatch, caplog):
     head = setting[1].model.roi_heads.mask_head
     forward = head.forward
@@ -242,7 +304,7 @@ def test_empty_masks_stay_box_only(data, complete, setting, monkeypatch, caplog)
     edit(data / "boxes.json", boxes_only)
     completion = complete()
     before, after = (read(data / x)["annotations"] for x in ("boxes.json", "out.json"))
-    assert before == after and not completion.predicted
+    assert completed(before) == after and not completion.predicted
     assert completion.empty == list(range(len(before)))
     assert f"{before[0]['id']}, {before[1]['id']}" in caplog.text
 

@@ -3,7 +3,8 @@ import pycocotools.mask as mask_util
 import pytest
 
 from contrastmask.data.masks import to_rle
-from contrastmask.inference.polygons import _join, mask_to_polygons, polygon_box
+from contrastmask.inference import polygons as polygons_module
+from contrastmask.inference.polygons import _join, join_polygons, mask_to_polygons, polygon_box
 
 
 def drawn(polygons, mask):
@@ -18,16 +19,38 @@ def disk(side, radius, center):
 def test_random_masks_come_back_to_the_pixel():
     """Parts, holes, islands in holes, pixels that touch at a corner, borders of the image."""
     rng = np.random.default_rng(0)
-    num_holes = 0
+    num_slits = 0
     for _ in range(60):
         mask = rng.random(rng.integers(1, 20, 2)) < rng.choice([0.1, 0.5, 0.9])
         polygons, holes = mask_to_polygons(mask)
-        num_holes += holes
+        num_slits += holes
         if mask.any():
             assert np.array_equal(drawn(polygons, mask), mask)
         else:
             assert polygons == []
-    assert num_holes > 100
+    assert num_slits > 100
+
+
+def test_random_masks_as_one_polygon_come_back_to_the_pixel(monkeypatch):
+    monkeypatch.setattr(polygons_module, "_CORNERS_AT_A_TIME", 7)
+    rng = np.random.default_rng(1)
+    num_joined = 0
+    for _ in range(60):
+        mask = rng.random(rng.integers(2, 20, 2)) < rng.choice([0.1, 0.5, 0.9])
+        mask[0, 0] = True
+        parts, num_holes = mask_to_polygons(mask)
+        (polygon,), num_slits = mask_to_polygons(mask, join_parts=True)
+        assert np.array_equal(drawn([polygon], mask), mask)
+        assert num_slits == num_holes + len(parts) - 1
+        num_joined += len(parts) > 1
+    assert num_joined > 40
+
+
+def test_joined_polygons_keep_their_corners():
+    triangle, square = [20.5, 3, 27, 4, 22, 9.25], [2, 3.5, 9, 3, 9, 12, 3, 11]
+    assert join_polygons([triangle, square]) == [
+        *(2, 3.5, 9, 3, 20.5, 3, 27, 4, 22, 9.25, 20.5, 3, 9, 3, 9, 12, 3, 11)
+    ]
 
 
 def test_corners_of_one_pixel():
@@ -41,8 +64,8 @@ def test_corners_of_one_pixel():
 
 def test_hole_is_not_filled():
     mask = disk(60, 25, 30) & ~disk(60, 10, 27)
-    polygons, num_holes = mask_to_polygons(mask, 1.0)
-    assert len(polygons) == num_holes == 1
+    polygons, num_slits = mask_to_polygons(mask, 1.0)
+    assert len(polygons) == num_slits == 1
     found = drawn(polygons, mask)
     assert not found[25:30, 25:30].any()
     assert (found & mask).sum() / (found | mask).sum() > 0.97
