@@ -132,6 +132,7 @@ _RANGES = {
     "MODEL.ROI_CONTRASTIVE_HEAD.TEMPERATURE_HARD": (0.001, _INF),
     "MODEL.ROI_CONTRASTIVE_HEAD.LOSS_WEIGHT": (0, _INF),
     "MODEL.ROI_CONTRASTIVE_HEAD.MAX_ROIS": (0, _INF),
+    "SOLVER.ACCUMULATION_PARTS": (1, _INF),
     "SOLVER.BACKBONE_MULTIPLIER": (0, _INF),
 }
 
@@ -358,6 +359,10 @@ def _add_solver_config(cfg):
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate of the backbone without its FPN, relative to SOLVER.BASE_LR; ADAMW only.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Gradient accumulation: every process computes its share of SOLVER.IMS_PER_BATCH, which stays the
+    # number of images of a step of the optimizer, in so many parts, one after the other. It takes
+    # the memory of one part, and trains like so many times as many GPUs (docs/TRAINING.md).
+    cfg.SOLVER.ACCUMULATION_PARTS = 1
     # Precision of training with SOLVER.AMP.ENABLED: "float16" (Detectron2's, with a scale of the
     # loss; needs a GPU) or "bfloat16" (no scale; also on CPUs). Evaluation stays in float32.
     cfg.SOLVER.AMP.PRECISION = "float16"

@@ -66,7 +66,8 @@ class Trainer(DefaultTrainer):
         )
         scales_loss = amp.ENABLED and amp.PRECISION == "float16"
         step = LossCheckingAMPTrainer if scales_loss else LossCheckingTrainer
-        self._trainer = step(model, data_loader, optimizer)
+        num_parts = cfg.SOLVER.ACCUMULATION_PARTS
+        self._trainer = step(model, data_loader, optimizer, num_parts=num_parts)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = ContrastMaskCheckpointer(
             model,

@@ -106,6 +106,25 @@ def assert_mean_gradients(scenario, kinds, alone, found):
             assert difference <= TOLERANCE * largest, where
 
 
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_accumulation_equals_more_processes(finished, opts, tmp_path, num_parts):
+    """W processes with N parts each train like one process with W * N parts."""
+    world_size, backend, folder, _ = finished
+    total = world_size * num_parts
+    opts = [*opts, "OUTPUT_DIR", str(tmp_path)]
+    opts += ["MODEL.DEVICE", "cuda" if backend == "nccl" else "cpu"]
+    with scenarios.float64():
+        expected_losses, expected, _ = scenarios.train_in_parts(opts, total, total)
+    losses, weights, exchanged = torch.load(folder / f"parts{num_parts}_0.pth")
+    assert exchanged == ([False] * (num_parts - 1) + [True]) * 3  # iterations
+    assert losses.keys() == expected_losses.keys() and len(losses["total_loss"]) == 3
+    for name, values in losses.items():
+        assert values == pytest.approx(expected_losses[name], rel=1e-5), name  # float32 in the log
+    assert weights.keys() == expected.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, expected[name], rtol=TOLERANCE, atol=1e-8, msg=name)
+
+
 def test_evaluation_equals_that_of_one_process(finished, opts, tmp_path):
     _, _, folder, _ = finished
     scenarios.evaluate(opts, tmp_path)
