@@ -136,6 +136,7 @@ _RANGES = {
     "SOLVER.BACKBONE_MULTIPLIER": (0, _INF),
     "SOLVER.EMA_DECAY": (0, 0.99999),
     "TEST.EARLY_STOP_PATIENCE": (0, _INF),
+    "TEST.VALIDATION_LOSS_IMAGES": (-1, _INF),
 }
 
 
@@ -385,10 +386,14 @@ def _add_test_config(cfg):
     # there are several), one file with AP tables, charts, training curves and example masks. There
     # is none for a dataset without annotations.
     cfg.TEST.REPORT = False
+    # At each evaluation in training (TEST.EVAL_PERIOD), the mean losses on so many images of
+    # DATASETS.TEST, evenly spread: val/loss_mask and so on in metrics.json and TensorBoard. Masks
+    # of novel classes are not read for it. -1: all images; 0: no such losses.
+    cfg.TEST.VALIDATION_LOSS_IMAGES = 0
     # Keep the weights of the best evaluation (TEST.EVAL_PERIOD) in model_best.pth: the best by this
     # metric, such as "segm-novel/AP" or "gt-box-mask-novel/IoU", with the name of the dataset and a
-    # slash before it if there are several. Another name is an error, which lists those that exist.
-    # Empty: no such file.
+    # slash before it if there are several; or "val/total_loss" or "val/loss_mask", of which less is
+    # better. Another name is an error, which lists those that exist. Empty: no such file.
     cfg.TEST.BEST_METRIC = ""
     # End training after so many evaluations in a row without a better TEST.BEST_METRIC. 0: never.
     cfg.TEST.EARLY_STOP_PATIENCE = 0

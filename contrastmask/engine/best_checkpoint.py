@@ -10,6 +10,8 @@ from detectron2.engine import hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from .validation_losses import PREFIX
+
 logger = logging.getLogger(__name__)
 
 
@@ -33,6 +35,8 @@ def check_best_metric(
     if not metric:
         return
     names = []
+    if cfg.TEST.VALIDATION_LOSS_IMAGES:
+        names += [f"{PREFIX}{x}" for x in ("total_loss", "loss_mask")[: 1 + cfg.MODEL.MASK_ON]]
     for dataset in cfg.DATASETS.TEST:
         prefix = f"{dataset}/" if len(cfg.DATASETS.TEST) > 1 else ""
         evaluator = build_evaluator(cfg, dataset)
@@ -59,11 +63,12 @@ class BestCheckpointer(hooks.BestCheckpointer):
         Args:
             eval_period (int): as that of the evaluation; iterations.
             checkpointer (Checkpointer): writes model_best.pth.
-            metric (str): larger is better.
+            metric (str): larger is better, except for validation losses.
             patience (int): end training after so many evaluations in a row without a better value;
                 0 for never. Evaluations in which it cannot be measured do not count.
         """
-        super().__init__(eval_period, checkpointer, metric)
+        mode = "min" if metric.startswith(PREFIX) else "max"
+        super().__init__(eval_period, checkpointer, metric, mode)
         self._metric, self._patience = metric, patience
         self.num_without_progress = 0
 

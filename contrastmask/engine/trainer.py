@@ -36,6 +36,7 @@ from .loss_checking import LossCheckingAMPTrainer, LossCheckingTrainer
 from .precision import check_precision, train_in_bfloat16
 from .resuming import ContinueMetrics, SeedSteps
 from .solver import build_optimizer
+from .validation_losses import ValidationLosses
 from .weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,9 @@ class Trainer(DefaultTrainer):
             self.weight_average.checkpointer = self._checkpointer_for_use(self.weight_average.model)
             before.append(self.weight_average)
             evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate_average)
+        if cfg.TEST.VALIDATION_LOSS_IMAGES:
+            model = self.evaluated_model
+            before.append(ValidationLosses(cfg, getattr(model, "module", model)))
         if not cfg.TEST.BEST_METRIC:
             return [*before, *saving, evaluation, *after]
         best = BestCheckpointer(
