@@ -92,18 +92,19 @@ class ValidationLosses(HookBase):
 
     def _sums(self):
         """Sums over the images of this process, and their number."""
+        sampler = InferenceSampler(len(self._examples))
         loader = DataLoader(
             self._examples,
             batch_size=self._batch_size,
-            sampler=InferenceSampler(len(self._examples)),
+            sampler=sampler,
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
         )
         sums, num_images = defaultdict(float), 0
-        for number, batch in enumerate(loader):
+        for first, batch in zip(list(sampler)[:: self._batch_size], loader):
             batch = [x for x in batch if "problem" not in x]
             if batch:
-                torch.manual_seed(number)
+                torch.manual_seed(first)
                 for name, value in self._model(batch).items():
                     sums[name] += value.item() * len(batch)
                 num_images += len(batch)

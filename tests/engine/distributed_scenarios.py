@@ -221,11 +221,35 @@ def train_in_parts(opts, num_images, num_parts):
     )
 
 
+def validating_trainer(opts):
+    """With validation losses of one image at a time, an average of the weights, and early stop."""
+    opts = [
+        *opts,
+        *("SOLVER.IMS_PER_BATCH", str(comm.get_world_size()), "SOLVER.MAX_ITER", "9"),
+        *("TEST.EVAL_PERIOD", "1", "TEST.BEST_METRIC", "bbox/AP", "TEST.EARLY_STOP_PATIENCE", "2"),
+        *("TEST.VALIDATION_LOSS_IMAGES", "-1", "SOLVER.EMA_DECAY", "0.2"),
+        # Statistics of batch normalization are those of one process.
+        *("MODEL.ROI_BOX_HEAD.NORM", "GN", "MODEL.ROI_CONTRASTIVE_HEAD.PROJECTOR_NORM", "GN"),
+    ]
+    return Trainer(config("default", opts))
+
+
+def stop_early(opts):
+    """Returns when training has stopped, the validation losses, and the averaged weights."""
+    trainer = validating_trainer(opts)
+    values = iter([5.0, 7.0, 6.0, 6.0, 6.0])
+    # As in an evaluation only the main process has results.
+    trainer.test = lambda *_: {"bbox": {"AP": next(values)}} if comm.is_main_process() else {}
+    trainer.train()
+    losses = {k: v for k, (v, _) in trainer.storage.latest().items() if k.startswith("val/")}
+    return trainer.iter, losses, trainer.weight_average.model.state_dict()
+
+
 def run_process(opts, folder):
     """
-    In one of several processes: all scenarios, evaluation, training in parts, and a training in
-    which the loss of process 1 becomes NaN, which ends the processes. Results go to files in
-    `folder`.
+    In one of several processes: all scenarios, evaluation, training in parts, training with early
+    stop, and a training in which the loss of process 1 becomes NaN, which ends the processes.
+    Results go to files in `folder`.
     """
     faulthandler.dump_traceback_later(TIMEOUT, exit=True)
     rank = comm.get_rank()
@@ -244,6 +268,8 @@ def run_process(opts, folder):
             num_images, output = num_parts * comm.get_world_size(), folder / f"parts{num_parts}"
             of_parts = train_in_parts([*opts, "OUTPUT_DIR", str(output)], num_images, num_parts)
             torch.save(of_parts, folder / f"parts{num_parts}_{rank}.pth")
+        of_stopped = stop_early([*opts, "OUTPUT_DIR", str(folder / "stopped")])
+        torch.save(of_stopped, folder / f"stopped{rank}.pth")
     torch.save(results, folder / f"results{rank}.pth")
     evaluate(opts, folder / "evaluation")
     _train_until_nan([*opts, "OUTPUT_DIR", str(folder / "training")], folder)
