@@ -374,6 +374,10 @@ def _add_solver_config(cfg):
     # Precision of training with SOLVER.AMP.ENABLED: "float16" (Detectron2's, with a scale of the
     # loss; needs a GPU) or "bfloat16" (no scale; also on CPUs). Evaluation stays in float32.
     cfg.SOLVER.AMP.PRECISION = "float16"
+    # Experiment trackers that receive the numbers of metrics.json, too: "wandb" (Weights & Biases)
+    # and "mlflow". Their packages have to be installed, and read from environment variables, such
+    # as WANDB_PROJECT, WANDB_MODE=offline and MLFLOW_TRACKING_URI, where and how to log.
+    cfg.TRACKERS = []
 
 
 def _add_test_config(cfg):

@@ -36,6 +36,7 @@ from .loss_checking import LossCheckingAMPTrainer, LossCheckingTrainer
 from .precision import check_precision, train_in_bfloat16
 from .resuming import ContinueMetrics, SeedSteps
 from .solver import build_optimizer
+from .trackers import build_trackers
 from .validation_losses import ValidationLosses
 from .weight_average import WeightAverage
 
@@ -48,11 +49,13 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         """
         Raises:
-            ValueError: for a mixed precision that does not exist, or not on this device, and for a
-                metric that evaluation will not give.
+            ValueError: for a mixed precision that does not exist, or not on this device, for a
+                metric that evaluation will not give, and for an unknown tracker.
+            ImportError: if the package of a tracker is missing.
         """
         check_precision(cfg)
         check_best_metric(cfg, self.build_evaluator)
+        self.trackers = build_trackers(cfg)
         amp = cfg.SOLVER.AMP
         self.class_split = class_split_from_config(cfg)
         # Not DefaultTrainer's, which has no choice of checkpointer, of training step, and of DDP on
@@ -95,7 +98,7 @@ class Trainer(DefaultTrainer):
         """
         cfg = self.cfg
         metrics = ContinueMetrics(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
-        built = [SeedSteps(cfg.SEED), metrics, *super().build_hooks()]
+        built = [SeedSteps(cfg.SEED), metrics, *self.trackers, *super().build_hooks()]
         saving = [x for x in built if isinstance(x, hooks.PeriodicCheckpointer)]
         place = next(i for i, x in enumerate(built) if isinstance(x, hooks.EvalHook))
         before, evaluation, after = built[: place - len(saving)], built[place], built[place + 1 :]
@@ -156,6 +159,10 @@ class Trainer(DefaultTrainer):
     def after_step(self):
         if self.iter < self.max_iter:
             super().after_step()
+
+    def build_writers(self):
+        """Detectron2's writers and the experiment trackers."""
+        return [*super().build_writers(), *self.trackers]
 
     def resume_or_load(self, resume=True):
         """
