@@ -109,6 +109,16 @@ def test_a_resumed_training_remembers(make_trainer, tmp_path, last, at_start):
     assert saved(tmp_path, "model_best.pth")[0] == 2
 
 
+def test_another_metric_begins_anew(make_trainer, tmp_path):
+    make_trainer([50, 60], *BEST, "SOLVER.MAX_ITER", "2").train()
+    other = make_trainer([3, 4], *BEST, "SOLVER.MAX_ITER", "4", "TEST.BEST_METRIC", "bbox/AP")
+    test = other.test
+    other.test = lambda cfg, model: {"bbox": test(cfg, model)["segm-base"]}
+    other.resume_or_load(resume=True)
+    other.train()
+    assert saved(tmp_path, "model_best.pth")[0] == 4
+
+
 def test_names_of_metrics(data):
     """What can be chosen is what evaluation gives; here novel classes have no masks."""
     cfg = load_config(small_model.CONFIG_FILE, data)
