@@ -80,7 +80,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
                 f"This training has stopped early: {self._metric} had been best at iteration "
                 f"{self.best_iter}. To go on, raise TEST.EARLY_STOP_PATIENCE"
             )
-            self.trainer.max_iter = self.trainer.start_iter
+            self.trainer.end_at(self.trainer.start_iter)
 
     def _best_checking(self):
         storage = self.trainer.storage
@@ -101,7 +101,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
                 f"Training stops early: {self._metric} is not better than at iteration "
                 f"{self.best_iter} in {self.num_without_progress} evaluations"
             )
-            self.trainer.stop_after_this_step()
+            self.trainer.end_at(self.trainer.iter + 1)
 
     @property
     def _is_out_of_patience(self):

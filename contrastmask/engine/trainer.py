@@ -1,6 +1,7 @@
 """Detectron2's default trainer with the mapper, evaluator and optimizers of this project."""
 
 import logging
+import math
 import os
 import weakref
 
@@ -88,6 +89,7 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self._end = math.inf  # see `end_at`
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
@@ -139,25 +141,30 @@ class Trainer(DefaultTrainer):
             marks_last=False,
         )
 
-    def stop_after_this_step(self):
-        """To be called from hooks, in all processes: training ends as after its last iteration."""
-        self.max_iter = self.iter + 1
+    def end_at(self, iteration):
+        """
+        End training early, as after its last iteration. To be called from hooks in all processes.
+
+        Args:
+            iteration (int): the first one that is not trained, after the current one.
+        """
+        self.max_iter = self._end = iteration
         for hook in self._hooks:
             if isinstance(hook, hooks.PeriodicCheckpointer):
-                hook.max_iter = self.max_iter
+                hook.max_iter = iteration
 
     # Detectron2's loop cannot be left before its last iteration: what is left does nothing.
 
     def before_step(self):
-        if self.iter < self.max_iter:
+        if self.iter < self._end:
             super().before_step()
 
     def run_step(self):
-        if self.iter < self.max_iter:
+        if self.iter < self._end:
             super().run_step()
 
     def after_step(self):
-        if self.iter < self.max_iter:
+        if self.iter < self._end:
             super().after_step()
 
     def build_writers(self):
@@ -206,7 +213,7 @@ class Trainer(DefaultTrainer):
         if self.iter < self.max_iter:  # an error
             # In the last iteration Detectron2 would evaluate now, while other processes wait.
             self.max_iter = max(self.max_iter, self.iter + 2)
-        self.iter = min(self.iter, self.max_iter)  # after an early stop
+        self.iter = min(self.iter, self._end)
         super().after_train()
 
     @classmethod

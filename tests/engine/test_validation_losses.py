@@ -102,7 +102,7 @@ def test_masks_of_novel_classes_are_not_read(tmp_path):
 
 
 def test_the_least_loss_is_best(data, tmp_path):
-    opts = [*ON, "-1", "TEST.BEST_METRIC", "val/loss_mask", "SOLVER.BASE_LR", "0.0"]
+    opts = [*ON, "-1", "TEST.BEST_METRIC", "val/loss_mask"]
     trainer = make_trainer(data, tmp_path, *opts)
     hook = next(x for x in trainer._hooks if type(x).__name__ == "ValidationLosses")
     values = iter([3.0, 5.0])
