@@ -31,8 +31,7 @@ class Accumulating:
             super().run_step()
             return
         assert self.model.training, "model was changed to eval mode"
-        # Without mixed precision this one does nothing.
-        scaler = getattr(self, "grad_scaler", None) or torch.amp.GradScaler(enabled=False)
+        scaler = getattr(self, "grad_scaler", None)
         totals, data_time = {}, 0.0
         self.optimizer.zero_grad()
         for part in range(1, self.num_parts + 1):
@@ -42,13 +41,17 @@ class Accumulating:
             with self._gradients_stay_here(part < self.num_parts):
                 with self._autocast():
                     losses = self.model(data)
-                scaler.scale(sum(losses.values()) / self.num_parts).backward()
+                loss = sum(losses.values()) / self.num_parts
+                (scaler.scale(loss) if scaler else loss).backward()
             for name, value in self._check_losses(losses).items():
                 totals[name] = totals.get(name, 0.0) + value
         means = {name: total / self.num_parts for name, total in totals.items()}
         self._write_metrics(means, data_time)
-        scaler.step(self.optimizer)
-        scaler.update()
+        if scaler:
+            scaler.step(self.optimizer)
+            scaler.update()
+        else:
+            self.optimizer.step()
 
     def _check_losses(self, losses):
         return {name: value.detach() for name, value in losses.items()}

@@ -47,10 +47,11 @@ def check_best_metric(
         close = difflib.get_close_matches(metric, names, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         groups = ", ".join(x for x in names if "-" not in x.rpartition("/")[2])
+        of_class = next((f", and such as {x}" for x in names if "/AP-" in x), "")
         raise ValueError(
             f"TEST.BEST_METRIC is {metric!r}, which is not measured on DATASETS.TEST "
             f"{', '.join(cfg.DATASETS.TEST) or '(none)'}; {hint}There are {groups or 'none'}"
-            + (", and such as " + next(x for x in names if "AP-" in x) if names else "")
+            f"{of_class}"
         )
 
 

@@ -9,6 +9,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 
 from contrastmask import Predictor
 from contrastmask.engine import Trainer, load_config
+from contrastmask.engine.best_checkpoint import check_best_metric
 
 METRIC = "segm-base/AP"
 LONG = 9  # iterations without an early stop
@@ -147,6 +148,19 @@ def test_errors_before_training(data, opts, message):
     cfg = load_config(small_model.CONFIG_FILE, [*data, *opts])
     with pytest.raises(ValueError, match=message):
         Trainer(cfg)
+
+
+def test_several_datasets(data):
+    """The name of one belongs to the metric."""
+    files = data[data.index("DATASETS.COCO_FORMAT") + 1]
+    both = files[:-1] + ", " + files[1:].replace("best_data'", "second_data'", 1)
+    opts = ["DATASETS.COCO_FORMAT", both, "DATASETS.TEST", "('best_data', 'second_data')"]
+    cfg = load_config(small_model.CONFIG_FILE, [*data, *opts, "TEST.BEST_METRIC", "segm/AP"])
+    with pytest.raises(ValueError, match="second_data/segm/AP,"):
+        check_best_metric(cfg, Trainer.build_evaluator)
+    cfg.defrost()
+    cfg.TEST.BEST_METRIC = "second_data/segm/AP"
+    check_best_metric(cfg, Trainer.build_evaluator)
 
 
 def test_average_is_evaluated_and_saved(make_trainer, tmp_path):
