@@ -133,7 +133,11 @@ _RANGES = {
     "MODEL.ROI_CONTRASTIVE_HEAD.TEMPERATURE_HARD": (0.001, _INF),
     "MODEL.ROI_CONTRASTIVE_HEAD.LOSS_WEIGHT": (0, _INF),
     "MODEL.ROI_CONTRASTIVE_HEAD.MAX_ROIS": (0, _INF),
+    "SOLVER.ACCUMULATION_PARTS": (1, _INF),
     "SOLVER.BACKBONE_MULTIPLIER": (0, _INF),
+    "SOLVER.EMA_DECAY": (0, 0.99999),
+    "TEST.EARLY_STOP_PATIENCE": (0, _INF),
+    "TEST.VALIDATION_LOSS_IMAGES": (-1, _INF),
 }
 
 
@@ -362,9 +366,22 @@ def _add_solver_config(cfg):
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate of the backbone without its FPN, relative to SOLVER.BASE_LR; ADAMW only.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Gradient accumulation: every process computes its share of SOLVER.IMS_PER_BATCH, which stays
+    # the number of images of a step of the optimizer, in so many parts, one after the other. It
+    # takes the memory of one part, and trains like so many times as many GPUs (docs/TRAINING.md).
+    cfg.SOLVER.ACCUMULATION_PARTS = 1
+    # Average the weights over training, exponentially: the share of its old value that the average
+    # keeps in each iteration, such as 0.999. Evaluations in training are then of the average, as is
+    # model_best.pth, and model_final_ema.pth is written beside model_final.pth. 0: no average. (The
+    # teacher of MODEL.ROI_MASK_HEAD.SELF_TRAINING is another average.)
+    cfg.SOLVER.EMA_DECAY = 0.0
     # Precision of training with SOLVER.AMP.ENABLED: "float16" (Detectron2's, with a scale of the
     # loss; needs a GPU) or "bfloat16" (no scale; also on CPUs). Evaluation stays in float32.
     cfg.SOLVER.AMP.PRECISION = "float16"
+    # Experiment trackers that receive the numbers of metrics.json, too: "wandb" (Weights & Biases)
+    # and "mlflow". Their packages have to be installed, and read from environment variables, such
+    # as WANDB_PROJECT, WANDB_MODE=offline and MLFLOW_TRACKING_URI, where and how to log.
+    cfg.TRACKERS = []
 
 
 def _add_test_config(cfg):
@@ -377,3 +394,14 @@ def _add_test_config(cfg):
     # there are several), one file with AP tables, charts, training curves and example masks. There
     # is none for a dataset without annotations.
     cfg.TEST.REPORT = False
+    # At each evaluation in training (TEST.EVAL_PERIOD), the mean losses on so many images of
+    # DATASETS.TEST, evenly spread: val/loss_mask and so on in metrics.json and TensorBoard. Masks
+    # of novel classes are not read for it. -1: all images; 0: no such losses.
+    cfg.TEST.VALIDATION_LOSS_IMAGES = 0
+    # Keep the weights of the best evaluation (TEST.EVAL_PERIOD) in model_best.pth: the best by this
+    # metric, such as "segm-novel/AP" or "gt-box-mask-novel/IoU", with the name of the dataset and a
+    # slash before it if there are several; or "val/total_loss" or "val/loss_mask", of which less is
+    # better. Another name is an error, which lists those that exist. Empty: no such file.
+    cfg.TEST.BEST_METRIC = ""
+    # End training after so many evaluations in a row without a better TEST.BEST_METRIC. 0: never.
+    cfg.TEST.EARLY_STOP_PATIENCE = 0

@@ -72,6 +72,7 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
         exclude: Sequence[str] = (),
         description: Optional[Description] = None,
         read: Callable[[str], dict] = read_torch_file,
+        marks_last: bool = True,
         **kwargs,
     ):
         """
@@ -82,6 +83,8 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
             exclude (sequence[str]): prefixes of names of the model (``MODEL.WEIGHTS_EXCLUDE``).
             description (Description): of the model, to be stored in every checkpoint.
             read (callable): from the path of a .pth file to its content.
+            marks_last (bool): a checkpoint that is written becomes the last one, from which a
+                training is resumed.
             kwargs: as in :class:`DetectionCheckpointer`.
 
         Raises:
@@ -93,6 +96,7 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
         self.exclude = tuple(exclude)
         self.description = description
         self._read = read
+        self._marks_last = marks_last
         names = self.model.state_dict()
         for part in self.exclude:
             if not any(_is_part(name, part) for name in names):
@@ -140,6 +144,11 @@ class ContrastMaskCheckpointer(DetectionCheckpointer, _SafeReader):
         if self.description is not None:
             kwargs[DESCRIPTION_KEY] = self.description.state_dict()
         super().save(name, **kwargs)
+
+    def tag_last_checkpoint(self, last_filename_basename):
+        """As in Detectron2, if this checkpointer marks the last one."""
+        if self._marks_last:
+            super().tag_last_checkpoint(last_filename_basename)
 
     def load(self, path, *args, **kwargs):
         """

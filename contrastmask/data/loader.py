@@ -31,6 +31,10 @@ class TrainingLoader:
     (augmentation) follow from the seed and its place in the stream of all processes. With each
     batch the generators of Python, NumPy and PyTorch are seeded for the training step that uses
     it, from the seed, the process and the iteration.
+
+    With gradient accumulation the loader yields the parts of a batch one after the other. They are
+    what as many processes would have got, with the same random numbers: part k of process r of W
+    stands for process r + kW.
     """
 
     @configurable
@@ -44,6 +48,7 @@ class TrainingLoader:
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
         seed: int = 0,
+        num_parts: int = 1,
     ):
         """
         Args:
@@ -56,17 +61,20 @@ class TrainingLoader:
                 others.
             num_workers (int): processes that load images; 0 for none but this one.
             seed (int): >= 0.
+            num_parts (int): of the batch of a process.
 
         Raises:
-            ValueError: if the batch cannot be divided among the processes.
+            ValueError: if the batch cannot be divided among the processes and parts.
         """
         world_size = comm.get_world_size()
-        if total_batch_size <= 0 or total_batch_size % world_size:
+        if total_batch_size <= 0 or total_batch_size % (world_size * num_parts):
+            parts = f" with SOLVER.ACCUMULATION_PARTS {num_parts}" if num_parts > 1 else ""
             raise ValueError(
-                f"SOLVER.IMS_PER_BATCH is {total_batch_size}, which {world_size} processes cannot "
-                "share equally"
+                f"SOLVER.IMS_PER_BATCH is {total_batch_size}, which {world_size} processes{parts} "
+                "cannot share equally"
             )
-        self._batch_size = total_batch_size // world_size
+        self._num_parts = num_parts
+        self._batch_size = total_batch_size // (world_size * num_parts)
         self._groups = bytes(
             aspect_ratio_grouping and d.get("width", 0) > d.get("height", 0) for d in dataset
         )
@@ -85,14 +93,14 @@ class TrainingLoader:
             cfg, mapper=mapper, dataset=training_records(cfg)
         )
         np.random.set_state(state)
-        return {**arguments, "seed": seed}
+        return {**arguments, "seed": seed, "num_parts": cfg.SOLVER.ACCUMULATION_PARTS}
 
     def begin_at(self, iteration: int, seed: int) -> None:
         """
         Must be called before the first batch is asked for.
 
         Args:
-            iteration (int): of the first batch.
+            iteration (int): of the optimizer, of the first batch.
             seed (int): of the order of images, the augmentation and the training steps, >= 0.
         """
         self._iteration = iteration
@@ -102,19 +110,27 @@ class TrainingLoader:
     def __iter__(self) -> Iterator[list]:
         loader = DataLoader(
             self._dataset,
-            batch_sampler=itertools.islice(self._plan(), self._iteration, None),
+            batch_sampler=itertools.islice(self._plan(), self._iteration * self._num_parts, None),
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
         )
-        for iteration, batch in enumerate(loader, self._iteration):
-            _seed_everything(_STEP, self._seed, comm.get_rank(), iteration)
+        iterations = itertools.count(self._iteration)
+        steps = ((i, k) for i in iterations for k in range(self._num_parts))
+        for (iteration, part), batch in zip(steps, loader):
+            rank = comm.get_rank() + part * comm.get_world_size()
+            _seed_everything(_STEP, self._seed, rank, iteration)
             yield batch
 
     def _plan(self):
         """Yields for each batch of this process the places in the stream and the indices."""
+        parts = [self._plan_of_part(k) for k in range(self._num_parts)]
+        return itertools.chain.from_iterable(zip(*parts))
+
+    def _plan_of_part(self, part):
         places = itertools.count(comm.get_rank(), comm.get_world_size())
+        stream = zip(places, self._sampler)  # of all parts, by turns
         filling = [], []
-        for place, index in zip(places, self._sampler):
+        for place, index in itertools.islice(stream, part, None, self._num_parts):
             batch = filling[self._groups[index]]
             batch.append((place, index))
             if len(batch) == self._batch_size:

@@ -6,6 +6,8 @@ import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.utils import comm
 
+from .accumulation import Accumulating
+
 
 class _LossChecking:
     """
@@ -31,7 +33,8 @@ class _LossChecking:
         """
         Raises:
             FloatingPointError: for a loss, or a prediction of the RPN, that is not finite. Names
-                the loss, the iteration, and the files and ids of this process's images.
+                the loss, the iteration, and the files and ids of this process's images; where the
+                batch has parts, those of the part.
         """
         try:
             super().run_step()
@@ -42,19 +45,23 @@ class _LossChecking:
             ) from error
 
     def _write_metrics(self, loss_dict, data_time, *args, **kwargs):
+        super()._write_metrics(self._check_losses(loss_dict), data_time, *args, **kwargs)
+
+    def _check_losses(self, losses):
+        """The losses, on the CPU, if they are finite; else an error."""
         # One transfer from the device, which spares Detectron2 its own for each loss.
-        values = torch.stack([x.detach().float() for x in loss_dict.values()]).cpu()
-        bad = [f"{k} is {v}" for k, v in zip(loss_dict, values.tolist()) if not math.isfinite(v)]
+        values = torch.stack([x.detach().float() for x in losses.values()]).cpu()
+        bad = [f"{k} is {v}" for k, v in zip(losses, values.tolist()) if not math.isfinite(v)]
         if bad:
             raise FloatingPointError(f"Loss not finite: {', '.join(bad)}.")
-        super()._write_metrics(dict(zip(loss_dict, values)), data_time, *args, **kwargs)
+        return dict(zip(losses, values))
 
 
-class LossCheckingTrainer(_LossChecking, SimpleTrainer):
+class LossCheckingTrainer(_LossChecking, Accumulating, SimpleTrainer):
     """:class:`SimpleTrainer` that stops at a loss that is not finite."""
 
 
-class LossCheckingAMPTrainer(_LossChecking, AMPTrainer):
+class LossCheckingAMPTrainer(_LossChecking, Accumulating, AMPTrainer):
     """
     :class:`AMPTrainer` that stops at a loss that is not finite. Infinite gradients, which come from
     the scale of the loss, are still skipped by the gradient scaler.

@@ -1,12 +1,13 @@
 """Detectron2's default trainer with the mapper, evaluator and optimizers of this project."""
 
 import logging
+import math
 import os
 import weakref
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import TrainerBase
+from detectron2.engine import TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -30,11 +31,15 @@ from ..evaluation import (
 )
 from ..evaluation.report import write_report
 from ..modeling import build_model, freeze_parts
+from .best_checkpoint import BestCheckpointer, check_best_metric
 from .detectron2_0_6 import DefaultTrainer
 from .loss_checking import LossCheckingAMPTrainer, LossCheckingTrainer
 from .precision import check_precision, train_in_bfloat16
 from .resuming import ContinueMetrics, SeedSteps
 from .solver import build_optimizer
+from .trackers import build_trackers
+from .validation_losses import ValidationLosses
+from .weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +50,13 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         """
         Raises:
-            ValueError: for a mixed precision that does not exist, or not on this device.
+            ValueError: for a mixed precision that does not exist, or not on this device, for a
+                metric that evaluation will not give, and for an unknown tracker.
+            ImportError: if the package of a tracker is missing.
         """
         check_precision(cfg)
+        check_best_metric(cfg, self.build_evaluator)
+        self.trackers = build_trackers(cfg)
         amp = cfg.SOLVER.AMP
         self.class_split = class_split_from_config(cfg)
         # Not DefaultTrainer's, which has no choice of checkpointer, of training step, and of DDP on
@@ -55,6 +64,8 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        decay = cfg.SOLVER.EMA_DECAY
+        self.weight_average = WeightAverage(model, decay) if decay > 0 else None
         if amp.ENABLED and amp.PRECISION == "bfloat16":
             train_in_bfloat16(model)
         optimizer = self.build_optimizer(cfg, model)
@@ -66,7 +77,8 @@ class Trainer(DefaultTrainer):
         )
         scales_loss = amp.ENABLED and amp.PRECISION == "float16"
         step = LossCheckingAMPTrainer if scales_loss else LossCheckingTrainer
-        self._trainer = step(model, data_loader, optimizer)
+        num_parts = cfg.SOLVER.ACCUMULATION_PARTS
+        self._trainer = step(model, data_loader, optimizer, num_parts=num_parts)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = ContrastMaskCheckpointer(
             model,
@@ -77,13 +89,87 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self._end = math.inf  # see `end_at`
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self):
-        """Detectron2's hooks, and those that make a resumed training go on exactly."""
-        metrics = ContinueMetrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
-        return [SeedSteps(self.cfg.SEED), metrics, *super().build_hooks()]
+        """
+        Detectron2's hooks, those that make a resumed training go on exactly, and those that keys
+        of ``TEST`` ask for.
+        """
+        cfg = self.cfg
+        metrics = ContinueMetrics(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
+        built = [SeedSteps(cfg.SEED), metrics, *self.trackers, *super().build_hooks()]
+        saving = [x for x in built if isinstance(x, hooks.PeriodicCheckpointer)]
+        place = next(i for i, x in enumerate(built) if isinstance(x, hooks.EvalHook))
+        before, evaluation, after = built[: place - len(saving)], built[place], built[place + 1 :]
+        if self.weight_average is not None:
+            self.weight_average.checkpointer = self._checkpointer_for_use(self.weight_average.model)
+            before.append(self.weight_average)
+            evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate_average)
+        if cfg.TEST.VALIDATION_LOSS_IMAGES:
+            model = self.evaluated_model
+            before.append(ValidationLosses(cfg, getattr(model, "module", model)))
+        if not cfg.TEST.BEST_METRIC:
+            return [*before, *saving, evaluation, *after]
+        best = BestCheckpointer(
+            cfg.TEST.EVAL_PERIOD,
+            self._checkpointer_for_use(self.evaluated_model),
+            cfg.TEST.BEST_METRIC,
+            patience=cfg.TEST.EARLY_STOP_PATIENCE,
+        )
+        # What a resumed training has to know about evaluations is in its checkpoint only if that is
+        # written after the evaluation of the same iteration.
+        return [*before, evaluation, best, *saving, *after]
+
+    @property
+    def evaluated_model(self):
+        """nn.Module: with the weights that are evaluated in training."""
+        return self.model if self.weight_average is None else self.weight_average.model
+
+    def _evaluate_average(self):
+        self._last_eval_results = self.test(self.cfg, self.evaluated_model)
+        return self._last_eval_results
+
+    def _checkpointer_for_use(self, model):
+        """For checkpoints that no training is resumed from."""
+        return ContrastMaskCheckpointer(
+            model,
+            self.cfg.OUTPUT_DIR,
+            description=Description.of(self.cfg, self.class_split),
+            marks_last=False,
+        )
+
+    def end_at(self, iteration):
+        """
+        End training early, as after its last iteration. To be called from hooks in all processes.
+
+        Args:
+            iteration (int): the first one that is not trained, after the current one.
+        """
+        self.max_iter = self._end = iteration
+        for hook in self._hooks:
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.max_iter = iteration
+
+    # Detectron2's loop cannot be left before its last iteration: what is left does nothing.
+
+    def before_step(self):
+        if self.iter < self._end:
+            super().before_step()
+
+    def run_step(self):
+        if self.iter < self._end:
+            super().run_step()
+
+    def after_step(self):
+        if self.iter < self._end:
+            super().after_step()
+
+    def build_writers(self):
+        """Detectron2's writers and the experiment trackers."""
+        return [*super().build_writers(), *self.trackers]
 
     def resume_or_load(self, resume=True):
         """
@@ -127,6 +213,7 @@ class Trainer(DefaultTrainer):
         if self.iter < self.max_iter:  # an error
             # In the last iteration Detectron2 would evaluate now, while other processes wait.
             self.max_iter = max(self.max_iter, self.iter + 2)
+        self.iter = min(self.iter, self._end)
         super().after_train()
 
     @classmethod

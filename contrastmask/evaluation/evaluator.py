@@ -20,7 +20,7 @@ from torch import nn
 
 from ..data import ClassSplit
 from ..predictor import detect, encode, masks_for_boxes
-from .coco_eval import coco_precision, group_metrics, harmonic_mean, resolve_backend
+from .coco_eval import METRICS, coco_precision, group_metrics, harmonic_mean, resolve_backend
 from .ground_truth import read_ground_truth
 from .results import GROUPS, group_key
 
@@ -243,6 +243,42 @@ class ContrastMaskEvaluator(DatasetEvaluator):
             **(self._evaluate_gt_box_masks() if compared else {}),
         }
 
+    def metric_names(self, *, masks: bool = True) -> List[str]:
+        """
+        What :meth:`evaluate` can measure with these annotations; AP of small, medium and large
+        objects may be NaN nevertheless.
+
+        Args:
+            masks: whether the model predicts masks.
+
+        Returns:
+            list[str]: such as "segm-novel/AP", as in Detectron2's event storage.
+        """
+        class_of = {x: i for i, x in enumerate(self._truth.category_ids) if x is not None}
+        objects = [
+            (class_of[x["category_id"]], "segmentation" in x)
+            for x in self._truth.annotations
+            if x["category_id"] in class_of and not x["iscrowd"]
+        ]
+        incomplete = {class_of.get(x) for x in self._truth.num_without_mask()}
+        classes = {"bbox": {i for i, _ in objects}}
+        if masks:
+            classes["segm"] = classes["bbox"] - incomplete
+            classes["gt-box-mask"] = {i for i, has_mask in objects if has_mask}
+            if self._eval_filled_boxes:
+                classes["segm-filled-box"] = classes["segm"]
+        names = []
+        for task, measured in classes.items():
+            metrics = ("IoU",) if task == "gt-box-mask" else METRICS
+            groups = [x for x, class_ids in self._groups.items() if measured & set(class_ids)]
+            names += [f"{group_key(task, x)}/{metric}" for x in groups for metric in metrics]
+            if task == "segm" and {"base", "novel"} <= set(groups):
+                names.append("segm-harmonic/AP")
+            if task != "segm-filled-box":
+                class_names = [self._class_split.class_names[i] for i in sorted(measured)]
+                names += [f"{task}/{metrics[0]}-{name}" for name in class_names]
+        return names
+
     def evaluation_data(self) -> EvaluationData:
         """What the last evaluation compared, for a report."""
         return EvaluationData(
@@ -288,10 +324,13 @@ class ContrastMaskEvaluator(DatasetEvaluator):
                 self._add_groups(results, "segm-filled-box", precision)
         return results
 
-    def _add_groups(self, results, task, precision):
+    @property
+    def _groups(self):
         split = self._class_split
-        groups = {"all": range(len(split.class_names)), "base": split.base, "novel": split.novel}
-        for group, class_ids in groups.items():
+        return {"all": range(len(split.class_names)), "base": split.base, "novel": split.novel}
+
+    def _add_groups(self, results, task, precision):
+        for group, class_ids in self._groups.items():
             results[group_key(task, group)] = group_metrics(precision, class_ids)
 
     def _log_classes(self, results):

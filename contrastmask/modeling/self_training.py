@@ -43,6 +43,7 @@ class SelfTraining(nn.Module):
         self.teacher = copy.deepcopy(mask_head).requires_grad_(False).eval()
         self.weight, self.start, self.ramp_length, self.decay = weight, start, ramp, decay
         self.crf = crf
+        self._updated_in = None  # iteration
 
     @classmethod
     def from_config(cls, cfg: CfgNode, mask_head: nn.Module) -> "SelfTraining | None":
@@ -80,13 +81,17 @@ class SelfTraining(nn.Module):
     @torch.no_grad()
     def update_teacher(self, mask_head: nn.Module, iteration: int) -> None:
         """
-        Once in every iteration, before it learns. The first iterations count the less the fewer
-        there were, so the teacher begins with the weights that the training begins with.
+        Once in every iteration, before it learns; further calls in the same one (of the parts of a
+        batch) do nothing. Nor does a call in evaluation mode. The first iterations count the less
+        the fewer there were, so the teacher begins with the weights that the training begins with.
 
         Args:
             mask_head (nn.Module): what learns.
             iteration (int): from 0.
         """
+        if not self.training or iteration == self._updated_in:
+            return
+        self._updated_in = iteration
         decay = min(self.decay, iteration / (iteration + 9))
         pairs = zip(self.teacher.state_dict().values(), mask_head.state_dict().values())
         for old, new in pairs:

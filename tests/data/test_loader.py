@@ -129,6 +129,23 @@ def test_processes_share_the_stream(monkeypatch):
         make_loader()
 
 
+@pytest.mark.parametrize("grouping", [True, False])
+def test_parts_are_those_of_more_processes(monkeypatch, grouping):
+    """Two processes with two parts see, by turns, what four processes see, and draw the same."""
+    four, two = [], []
+    for world_size, num_parts, seen in ((4, 1, four), (2, 2, two)):
+        monkeypatch.setattr(comm, "get_world_size", lambda n=world_size: n)
+        for rank in range(world_size):
+            monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+            kwargs = {"aspect_ratio_grouping": grouping, "num_parts": num_parts}
+            seen.append(take(make_loader(**kwargs), 6 * num_parts))
+            assert take(make_loader(begin=4, **kwargs), 2 * num_parts) == seen[-1][4 * num_parts :]
+    for rank, seen in enumerate(two):
+        assert seen[0::2] == four[rank] and seen[1::2] == four[rank + 2]
+    with pytest.raises(ValueError, match="IMS_PER_BATCH.*4.*2 processes.*ACCUMULATION_PARTS 3"):
+        make_loader(num_parts=3)
+
+
 @pytest.mark.parametrize("size", [0, -4])
 def test_batches_have_images(size):
     sampler = make_sampler("uniform")

@@ -183,10 +183,73 @@ def evaluate(opts, output):
     Trainer.test(cfg, DistortedTruth(cfg.DATASETS.TEST[0]))
 
 
+def train_in_parts(opts, num_images, num_parts):
+    """
+    Train with gradient accumulation. Plain gradient descent, which shows a wrong factor, on clipped
+    gradients, which shows an early clip.
+
+    Args:
+        num_images (int): of a batch of all processes.
+        num_parts (int): of the batch of each process.
+
+    Returns:
+        tuple[dict, dict, list[bool]]: the losses of all iterations by name, the weights, and
+        whether processes exchanged gradients with each part.
+    """
+    opts = [
+        *opts,
+        *("SOLVER.IMS_PER_BATCH", str(num_images), "SOLVER.ACCUMULATION_PARTS", str(num_parts)),
+        *("SOLVER.OPTIMIZER", "SGD", "SOLVER.BACKBONE_MULTIPLIER", "1.0", "SOLVER.BASE_LR", "0.2"),
+        *("SOLVER.WARMUP_ITERS", "0", "SOLVER.CLIP_GRADIENTS.ENABLED", "True"),
+        *("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.01"),
+    ]
+    torch.manual_seed(4)
+    trainer = Trainer(config("self-training", opts))
+    trainer.test = lambda cfg, model: {}
+    model, exchanged = trainer.model, []
+    model.register_forward_hook(
+        lambda *_: exchanged.append(getattr(model, "require_backward_grad_sync", None))
+    )
+    trainer.train()
+    losses = {k: h.values() for k, h in trainer.storage.histories().items() if "loss" in k}
+    weights = getattr(model, "module", model).state_dict()
+    # Statistics of batch normalization are those of one process, and do not matter in training.
+    return (
+        {k: [value for value, _ in v] for k, v in losses.items()},
+        {k: v.cpu() for k, v in weights.items() if "running_" not in k and "num_batches" not in k},
+        exchanged,
+    )
+
+
+def validating_trainer(opts):
+    """With validation losses of one image at a time, an average of the weights, and early stop."""
+    opts = [
+        *opts,
+        *("SOLVER.IMS_PER_BATCH", str(comm.get_world_size()), "SOLVER.MAX_ITER", "9"),
+        *("TEST.EVAL_PERIOD", "1", "TEST.BEST_METRIC", "bbox/AP", "TEST.EARLY_STOP_PATIENCE", "2"),
+        *("TEST.VALIDATION_LOSS_IMAGES", "-1", "SOLVER.EMA_DECAY", "0.2"),
+        # Statistics of batch normalization are those of one process.
+        *("MODEL.ROI_BOX_HEAD.NORM", "GN", "MODEL.ROI_CONTRASTIVE_HEAD.PROJECTOR_NORM", "GN"),
+    ]
+    return Trainer(config("default", opts))
+
+
+def stop_early(opts):
+    """Returns when training has stopped, the validation losses, and the averaged weights."""
+    trainer = validating_trainer(opts)
+    values = iter([5.0, 7.0, 6.0, 6.0, 6.0])
+    # As in an evaluation only the main process has results.
+    trainer.test = lambda *_: {"bbox": {"AP": next(values)}} if comm.is_main_process() else {}
+    trainer.train()
+    losses = {k: v for k, (v, _) in trainer.storage.latest().items() if k.startswith("val/")}
+    return trainer.iter, losses, trainer.weight_average.model.state_dict()
+
+
 def run_process(opts, folder):
     """
-    In one of several processes: all scenarios, evaluation, and a training in which the loss of
-    process 1 becomes NaN, which ends the processes. Results go to files in `folder`.
+    In one of several processes: all scenarios, evaluation, training in parts, training with early
+    stop, and a training in which the loss of process 1 becomes NaN, which ends the processes.
+    Results go to files in `folder`.
     """
     faulthandler.dump_traceback_later(TIMEOUT, exit=True)
     rank = comm.get_rank()
@@ -201,6 +264,12 @@ def run_process(opts, folder):
             for scenario, kinds in scenarios.items():
                 kind = kind_of(kinds, rank)
                 results[name, scenario] = losses_and_gradients(model, scenario, kind, rank)
+        for num_parts in (1, 2):
+            num_images, output = num_parts * comm.get_world_size(), folder / f"parts{num_parts}"
+            of_parts = train_in_parts([*opts, "OUTPUT_DIR", str(output)], num_images, num_parts)
+            torch.save(of_parts, folder / f"parts{num_parts}_{rank}.pth")
+        of_stopped = stop_early([*opts, "OUTPUT_DIR", str(folder / "stopped")])
+        torch.save(of_stopped, folder / f"stopped{rank}.pth")
     torch.save(results, folder / f"results{rank}.pth")
     evaluate(opts, folder / "evaluation")
     _train_until_nan([*opts, "OUTPUT_DIR", str(folder / "training")], folder)

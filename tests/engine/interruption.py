@@ -117,8 +117,8 @@ def main():
     for output in (args.whole, args.killed):
         output.mkdir()
     Training(args.data, args.whole, opts).finish()
-    last_line = (args.whole / "metrics.json").read_text().splitlines()[-2]
-    longest = args.longest_delay * json.loads(last_line)["time"]
+    lines = map(json.loads, (args.whole / "metrics.json").read_text().splitlines())
+    longest = args.longest_delay * [x["time"] for x in lines if "time" in x][-1]
     rng = random.Random(0)
     met = []
     for kind in args.kills.split(","):

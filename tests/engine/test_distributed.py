@@ -11,9 +11,11 @@ import distributed_scenarios as scenarios
 import pytest
 import small_model
 import torch
+from detectron2.utils.events import EventStorage
 from torch.multiprocessing import ProcessRaisedException
 
 from contrastmask.engine import Trainer, launch
+from contrastmask.engine.validation_losses import ValidationLosses
 
 TOLERANCE = 1e-9  # relative
 NUM_IMAGES = 3  # of the evaluation: more than 2 processes can share equally, fewer than 4
@@ -104,6 +106,48 @@ def assert_mean_gradients(scenario, kinds, alone, found):
             difference = (gradients[name] - mean).abs().max()
             where = f"{scenario}, process {rank}, {name}: {difference:.3g} of {largest:.3g}"
             assert difference <= TOLERANCE * largest, where
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_accumulation_equals_more_processes(finished, opts, tmp_path, num_parts):
+    """W processes with N parts each train like one process with W * N parts."""
+    world_size, backend, folder, _ = finished
+    total = world_size * num_parts
+    opts = [*opts, "OUTPUT_DIR", str(tmp_path)]
+    opts += ["MODEL.DEVICE", "cuda" if backend == "nccl" else "cpu"]
+    with scenarios.float64():
+        expected_losses, expected, _ = scenarios.train_in_parts(opts, total, total)
+    losses, weights, exchanged = torch.load(folder / f"parts{num_parts}_0.pth")
+    assert exchanged == ([False] * (num_parts - 1) + [True]) * 3  # iterations
+    assert losses.keys() == expected_losses.keys() and len(losses["total_loss"]) == 3
+    for name, values in losses.items():
+        assert values == pytest.approx(expected_losses[name], rel=1e-5), name  # float32 in the log
+    assert weights.keys() == expected.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, expected[name], rtol=TOLERANCE, atol=1e-8, msg=name)
+
+
+def test_all_processes_stop_early(finished, opts, tmp_path):
+    """At the same step, with the same average and the validation losses of one process."""
+    world_size, _, folder, _ = finished
+    stopped = [torch.load(folder / f"stopped{rank}.pth") for rank in range(world_size)]
+    (iteration, losses, weights), *others = stopped
+    assert iteration == 4
+    for other in others:
+        assert other[:2] == (iteration, losses)
+        for name, value in other[2].items():
+            torch.testing.assert_close(value, weights[name], msg=name)
+    names = ("model_best.pth", "model_final.pth", "model_final_ema.pth")
+    saved = [torch.load(folder / "stopped" / x, weights_only=True) for x in names]
+    assert [x["iteration"] for x in saved] == [1, 3, 3]
+    with scenarios.float64():
+        trainer = scenarios.validating_trainer([*opts, "OUTPUT_DIR", str(tmp_path)])
+        trainer.evaluated_model.load_state_dict(saved[2]["model"])
+        (hook,) = [x for x in trainer._hooks if isinstance(x, ValidationLosses)]
+        with EventStorage(iteration) as trainer.storage:
+            hook._measure()
+    expected = {name: value for name, (value, _) in trainer.storage.latest().items()}
+    assert losses == pytest.approx(expected, rel=TOLERANCE) and len(losses) > 5
 
 
 def test_evaluation_equals_that_of_one_process(finished, opts, tmp_path):

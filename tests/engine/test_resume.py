@@ -42,10 +42,10 @@ def values(state, name=""):
     return {name: state}
 
 
-def assert_same_checkpoint(one, two):
-    one, two = (values(torch.load(x / "model_final.pth", weights_only=True)) for x in (one, two))
+def assert_same_checkpoint(one, two, name="model_final.pth"):
+    one, two = (values(torch.load(x / name, weights_only=True)) for x in (one, two))
     assert one.keys() == two.keys()
-    assert any("/optimizer/state/" in name for name in one)
+    assert any("/optimizer/state/" in x for x in one) or name != "model_final.pth"
     for name, value in one.items():
         same = torch.equal(value, two[name]) if torch.is_tensor(value) else value == two[name]
         assert same, f"{name} differs after the interruptions"
@@ -67,6 +67,23 @@ def test_killed_twice(tmp_path):
     assert_same_checkpoint(whole, killed)
     assert iterations(whole) == iterations(killed)
     assert not list(killed.glob("*.unfinished"))
+
+
+def test_killed_with_everything_on(tmp_path):
+    """Parts of batches, evaluations, validation losses, the best of them, averaged weights."""
+    opts = ["--longest-delay", "1", "SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    opts += ["MODEL.ROI_MASK_HEAD.SELF_TRAINING.LOSS_WEIGHT", "1.0"]
+    opts += ["SOLVER.ACCUMULATION_PARTS", "2", "SOLVER.EMA_DECAY", "0.5", "TEST.EVAL_PERIOD", "2"]
+    opts += ["TEST.VALIDATION_LOSS_IMAGES", "3", "TEST.BEST_METRIC", "val/loss_mask"]
+    opts += ["TEST.EARLY_STOP_PATIENCE", "3"]
+    whole, killed, met = train_twice(tmp_path, ["training"], *opts)
+    assert met[0] is not None, "the training ended before the kill"
+    for name in ("model_final.pth", "model_final_ema.pth", "model_best.pth"):
+        assert_same_checkpoint(whole, killed, name)
+    assert iterations(whole) == iterations(killed)
+    final = values(torch.load(whole / "model_final.pth", weights_only=True))
+    assert any("/WeightAverage/module" in x for x in final)
+    assert any("/BestCheckpointer/best_metric" in x for x in final)
 
 
 @pytest.mark.slow
