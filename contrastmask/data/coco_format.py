@@ -60,6 +60,7 @@ def read_annotations(
     options: Optional[ReadingOptions] = None,
     report: Optional[ReadingReport] = None,
     needs_images: bool = True,
+    content: Optional[dict] = None,
 ) -> Annotations:
     """Read a COCO-format file where annotations may have a mask or only a box.
 
@@ -76,6 +77,8 @@ def read_annotations(
         report: where findings go; it also decides whether errors are raised or collected. With
             collected errors, faulty entries are left out of the result.
         needs_images: False makes a missing image file a warning.
+        content: of the file, from :func:`load_json`, if the caller has it. It is not changed; the
+            records share lists with it.
 
     Returns:
         Annotations
@@ -84,9 +87,9 @@ def read_annotations(
         AnnotationFileError: if the file is not sound, or an image file is missing.
     """
     report = report or ReadingReport(path)
-    content = load_json(path)
+    content = load_json(path) if content is None else content
     if image_root is None:
-        content.setdefault("annotations", [])
+        content = {"annotations": [], **content}
     content = _sections(content, report)
     categories = _Categories(content, report)
     images = _Images(content["images"], image_root, report, needs_images)
