@@ -203,21 +203,20 @@ def complete_masks(
     if not comm.is_main_process():
         content = completion = None
 
-    several = comm.get_world_size() > 1
-    group = dist.new_group(backend="gloo", timeout=_PATIENCE) if several else None
     identity = run_identity(predictor, json_file, replace)
     done: Set[int] = set()
     if comm.is_main_process():
         os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
         done = {index for index, _ in read_partial_results(output, identity)}
-    (done, *_) = comm.all_gather(done, group)  # no process writes before this
+    others = _Others()
+    done = others.receive(done)  # no process writes before this
     with open_partial_results(output, identity, comm.get_rank()) as journal:
         unreadable = _predict(predictor, records, done, journal, batch_size, num_workers)
-    gathered = comm.gather(unreadable, dst=0, group=group)
+    unreadable = others.collect(unreadable)
     if not comm.is_main_process():
         return None
 
-    completion.unreadable = sorted(chain(*gathered))
+    completion.unreadable = sorted(unreadable)
     masks = dict(read_partial_results(output, identity))
     for index, (segmentation, score) in sorted(masks.items()):
         if score == 0:
@@ -250,6 +249,30 @@ def complete_masks(
         for path in partial:
             os.remove(path)
     return completion
+
+
+class _Others:
+    """What the first process and the other ones tell each other, however long that takes."""
+
+    def __init__(self):
+        self._number = comm.get_world_size()
+        if self._number > 1:
+            self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+    def receive(self, value):
+        """The value of the first process."""
+        values = [value]
+        if self._number > 1:
+            dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
+
+    def collect(self, values: list) -> list:
+        """The values of all processes, in the first one."""
+        if self._number == 1:
+            return values
+        gathered = [None] * self._number if comm.is_main_process() else None
+        dist.gather_object(values, gathered, dst=0, group=self._group)
+        return list(chain(*gathered or ()))
 
 
 def read_masks(json_file: str) -> Dict[object, dict]:
