@@ -43,6 +43,7 @@ class Annotations:
             no pixel, of an object thinner than 3 pixels, which only the evaluation uses.
         report: what was found on the way.
         is_federated: in each image only some classes are annotated (LVIS).
+        checked_for: what the image files have been checked for, see :func:`.check_image_files`.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Annotations:
     records: List[dict]
     report: ReadingReport
     is_federated: bool = False
+    checked_for: Optional[tuple] = None
 
 
 def read_annotations(

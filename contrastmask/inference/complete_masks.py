@@ -1,6 +1,5 @@
 """From an annotation file with boxes to the same file with masks."""
 
-import json
 import logging
 import os
 from collections import defaultdict
@@ -13,13 +12,12 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch.distributed as dist
 from detectron2.data import detection_utils as utils
-from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..atomic_files import write_whole
+from ..atomic_files import write_json
 from ..data import ClassSplit, read_annotations
 from ..data.coco_format import load_json, log_reading
 from ..data.datasets import reading_options, to_model_classes
@@ -236,8 +234,7 @@ def complete_masks(
             f"No pixel was predicted for {len(completion.empty)} annotations, which stay as they "
             f"are: {completion.ids(completion.empty)}"
         )
-    with write_whole(output, "w", encoding="utf-8") as f:
-        f.write(json.dumps(content))
+    write_json(output, content)
     partial = partial_paths(output)
     if completion.unreadable:
         logger.warning(
@@ -323,11 +320,11 @@ def _records(annotations, class_names, replace, completion) -> List[dict]:
             elif not (replace or is_nothing(given) or _is_empty_rle(given)):
                 completion.not_understood.append(x["index"])
             else:
-                box = BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS)
-                chosen.append((x["index"], box, x["category_id"]))
+                chosen.append((x["index"], x["bbox"], x["category_id"]))
         if chosen:
             indices, boxes, classes = zip(*chosen)
-            boxes = np.array(boxes, dtype=np.float64)
+            boxes = np.array(boxes, dtype=np.float64)  # the reader's are all XYWH
+            boxes[:, 2:] += boxes[:, :2]
             kept = {k: v for k, v in record.items() if k != "annotations"}
             records.append({**kept, "indices": indices, "boxes": boxes, "classes": classes})
     completion.num_left_out = len(completion.annotations) - num_seen

@@ -83,7 +83,7 @@ def to_corners(content):
         x["bbox"] = [left, top, left + width, top + height]
 
 
-def test_every_box_gets_a_mask_and_nothing_else_changes(data, complete, setting):
+def test_every_box_gets_a_mask_and_nothing_else_changes(data, complete, setting, files_parsed):
     def change(content):
         content["info"] = {"é": [1.50, 1e3, 12345678901234567890, True, None, 0.1], "b": {}}
         content["annotations"][0]["area"] = 7.0
@@ -91,6 +91,7 @@ def test_every_box_gets_a_mask_and_nothing_else_changes(data, complete, setting)
 
     edit(data / "boxes.json", change)
     completion = complete()
+    assert files_parsed == [str(data / "boxes.json")]
     before, after = read(data / "boxes.json"), read(data / "out.json")
     assert list(before) == list(after)
     assert json.dumps({**before, "annotations": 0}) == json.dumps({**after, "annotations": 0})
