@@ -16,6 +16,7 @@ of processes.
 
 Exit code 0: done. 1: failed, the reason is printed and no output is written. 3: done, but some
 images could not be read and were skipped. 4: done, but the comparison failed. 130: interrupted.
+With torchrun or srun this is the exit code of the first process.
 """
 
 import argparse

@@ -90,7 +90,9 @@ def launch(
     has_gpu = torch.cuda.is_available()
     if process is None:
         if has_gpu and num_gpus > torch.cuda.device_count():
-            raise ValueError(f"--num-gpus is {num_gpus}; there are {torch.cuda.device_count()}")
+            raise ValueError(
+                f"--num-gpus is {num_gpus}; there are {torch.cuda.device_count()} GPUs"
+            )
         spawn(main_func, num_gpus, num_machines, machine_rank, dist_url or "auto", tuple(args))
         return
     if num_gpus > 1 or num_machines > 1:
