@@ -1,10 +1,13 @@
 """Writing files so that each is complete or not there at all."""
 
+import json
 import os
 from contextlib import contextmanager, suppress
 from typing import IO, Iterator
 
 _SUFFIX = ".unfinished"
+# Entries of a JSON list that are text at the same time.
+_ENTRIES = 1000
 
 
 @contextmanager
@@ -37,6 +40,34 @@ def write_whole(path: str, mode: str, **kwargs) -> Iterator[IO]:
         if cause is None or cause.filename not in (None, unfinished):
             raise
         raise OSError(cause.errno, cause.strerror, path) from error
+
+
+def write_json(path: str, content: dict) -> None:
+    """
+    Write what ``json.dumps`` gives, without having all of it in memory as text; ``json.dump`` does
+    not have it either, and is several times slower.
+
+    Args:
+        path (str): of a local file.
+        content (dict): with str as keys. Lists may be long.
+
+    Raises:
+        OSError: as :func:`write_whole`.
+    """
+    with write_whole(path, "w", encoding="utf-8") as f:
+        separator = "{"
+        for key, value in content.items():
+            f.write(f"{separator}{json.dumps(key)}: ")
+            separator = ", "
+            if isinstance(value, list):
+                f.write("[")
+                for start in range(0, len(value), _ENTRIES):
+                    text = json.dumps(value[start : start + _ENTRIES])[1:-1]
+                    f.write(f", {text}" if start else text)
+                f.write("]")
+            else:
+                f.write(json.dumps(value))
+        f.write("}" if content else "{}")
 
 
 def is_unfinished(name: str) -> bool:

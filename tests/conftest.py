@@ -30,6 +30,19 @@ def forget_messages():
 
 
 @pytest.fixture
+def files_parsed(monkeypatch):
+    """list[str]: paths of the annotation files that are read from now on."""
+    paths = []
+
+    def counting(path, *args):
+        paths.append(path)
+        return open(path, *args)
+
+    monkeypatch.setattr("contrastmask.data.coco_format.open", counting, raising=False)
+    return paths
+
+
+@pytest.fixture
 def narrow_cfg():
     """Function: overrides -> CfgNode of a narrow ContrastMask detector like the published ones."""
 

@@ -1,9 +1,10 @@
 import errno
+import json
 
 import pytest
 
 from contrastmask import atomic_files
-from contrastmask.atomic_files import is_unfinished, write_whole
+from contrastmask.atomic_files import is_unfinished, write_json, write_whole
 
 
 def contents(folder):
@@ -55,3 +56,12 @@ def test_errors_name_the_file(tmp_path):
     with pytest.raises(RuntimeError), write_whole(str(tmp_path / "a"), "w"):
         fail(None)
     assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("num_entries", [0, 1, 999, 1000, 1001, 2500])
+def test_json_in_pieces(tmp_path, num_entries):
+    entries = [{"id": i, "é": [i / 7, None, {}]} for i in range(num_entries)]
+    content = {"info": {"a": [1]}, "annotations": entries, 'x"y': "z", "images": [[], "]"]}
+    for part in (content, {"annotations": entries}, {}):
+        write_json(str(tmp_path / "a"), part)
+        assert (tmp_path / "a").read_text(encoding="utf-8") == json.dumps(part)

@@ -34,7 +34,7 @@ from contrastmask.data import (
     set_num_classes,
     to_model_classes,
 )
-from contrastmask.data.datasets import reading_options
+from contrastmask.data.datasets import forget_annotations, keep_annotations, reading_options
 from contrastmask.data.images import ImageReader
 from contrastmask.data.inspection import inspect_annotation_file
 from contrastmask.data.reading_report import WHOLE_FILE, names
@@ -162,10 +162,13 @@ def inspect(cfg, picture):
             print(f"Dataset '{name}' has no annotation file that could be inspected")
             continue
         print(f"Inspecting {json_file} with images in {image_root}")
+        options = reading_options(cfg)
         inspections[name] = inspect_annotation_file(
-            json_file, image_root, reading_options(cfg), ImageReader.from_config(cfg)
+            json_file, image_root, options, ImageReader.from_config(cfg)
         )
         errors = inspections[name].report.errors
+        if not errors:  # what training would read
+            keep_annotations(name, inspections[name].annotations, options)
         for x in errors:
             where = "" if x.where == [WHOLE_FILE] else f": {x.examples()}"
             reasons.append(f"{json_file}: {x.what}{where}")
@@ -250,7 +253,7 @@ def write_settings(args, cfg, inspections, device):
         if chosen:
             os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
             train_path, val_path = split_paths(args)
-            write_split(args.json, chosen, train_path, val_path)
+            write_split(inspection.content, chosen, train_path, val_path)
             print(f"Wrote {train_path} and {val_path}")
             files = {"train": (train_path, args.images), "val": (val_path, args.images)}
             kept = [x for x in inspection.records if x["image_id"] not in chosen]
@@ -276,6 +279,10 @@ def write_settings(args, cfg, inspections, device):
         f"python tools/inspect_dataset.py {args.command}",
     ]
     write_config(path, settings, header)
+    inspections.clear()
+    del inspection
+    if files["train"][0] != args.json:  # room for the files that were written
+        forget_annotations()
     written = load_config(path)
     check_all(written)
     quoted = shlex.quote(path)

@@ -159,7 +159,8 @@ def check_test_data(cfg) -> None:
 
 
 def check_image_files(annotations: Annotations, reader: ImageReader) -> List[dict]:
-    """Compare the headers of all image files with the annotation file.
+    """Compare the headers of all image files with the annotation file, unless that was done before
+    and found no error.
 
     Args:
         annotations: what was read. Findings go to its report.
@@ -171,7 +172,9 @@ def check_image_files(annotations: Annotations, reader: ImageReader) -> List[dic
     Raises:
         AnnotationFileError: for an image that cannot be used, if the report raises errors.
     """
-    report, usable = annotations.report, []
+    report, usable, wanted = annotations.report, [], (reader.gray_range, reader.max_pixels)
+    if annotations.checked_for == wanted:
+        return annotations.records
     files = list(dict.fromkeys(x["file_name"] for x in annotations.records))
     headers = dict(zip(files, read_headers(files)))
     shared = {}
@@ -206,6 +209,8 @@ def check_image_files(annotations: Annotations, reader: ImageReader) -> List[dic
         if shared.setdefault(record["file_name"], where) != where:
             report.warn("image file that several images share", where)
         usable.append(record)
+    if len(usable) == len(annotations.records):
+        annotations.checked_for = wanted
     return usable
 
 

@@ -43,6 +43,7 @@ class Annotations:
             no pixel, of an object thinner than 3 pixels, which only the evaluation uses.
         report: what was found on the way.
         is_federated: in each image only some classes are annotated (LVIS).
+        checked_for: what the image files have been checked for, see :func:`.check_image_files`.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Annotations:
     records: List[dict]
     report: ReadingReport
     is_federated: bool = False
+    checked_for: Optional[tuple] = None
 
 
 def read_annotations(
@@ -60,6 +62,7 @@ def read_annotations(
     options: Optional[ReadingOptions] = None,
     report: Optional[ReadingReport] = None,
     needs_images: bool = True,
+    content: Optional[dict] = None,
 ) -> Annotations:
     """Read a COCO-format file where annotations may have a mask or only a box.
 
@@ -76,6 +79,8 @@ def read_annotations(
         report: where findings go; it also decides whether errors are raised or collected. With
             collected errors, faulty entries are left out of the result.
         needs_images: False makes a missing image file a warning.
+        content: of the file, from :func:`load_json`, if the caller has it. It is not changed; the
+            records share lists with it.
 
     Returns:
         Annotations
@@ -84,9 +89,9 @@ def read_annotations(
         AnnotationFileError: if the file is not sound, or an image file is missing.
     """
     report = report or ReadingReport(path)
-    content = load_json(path)
+    content = load_json(path) if content is None else content
     if image_root is None:
-        content.setdefault("annotations", [])
+        content = {"annotations": [], **content}
     content = _sections(content, report)
     categories = _Categories(content, report)
     images = _Images(content["images"], image_root, report, needs_images)

@@ -17,6 +17,7 @@ __all__ = [
     "describe",
     "forget_annotations",
     "is_in_memory",
+    "keep_annotations",
     "model_class_names",
     "reading_options",
     "register_coco_format",
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 _KEY = "DATASETS.COCO_FORMAT"
+# How the datasets of register_coco_format are read, by name.
+_options: Dict[str, ReadingOptions] = {}
 # Files that were read in this process: name of the dataset -> what they depend on, and content.
 _read: Dict[str, Tuple[tuple, Annotations]] = {}
 
@@ -70,8 +73,8 @@ def register_coco_format(
                 f"in {known_paths[1]}. Choose another name for {json_file}"
             )
         DatasetCatalog.remove(name)
-    paths = json_file, image_root
-    DatasetCatalog.register(name, lambda: _read_registered(name, *paths, options).records)
+    _options[name] = options
+    DatasetCatalog.register(name, lambda: _read_registered(name).records)
     MetadataCatalog.get(name).set(
         json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata
     )
@@ -146,6 +149,23 @@ def annotations_of(dataset_name: str) -> Optional[Annotations]:
     return known[1] if known else None
 
 
+def keep_annotations(dataset_name: str, annotations: Annotations, options: ReadingOptions) -> None:
+    """Spare a dataset of :func:`register_coco_format` the reading of its file.
+
+    Args:
+        dataset_name: any dataset; others stay as they are.
+        annotations: what has been read from its file, without errors.
+        options: with which that was read.
+    """
+    if _options.get(dataset_name) != options:
+        return
+    annotations.report.stop_at_errors = True  # from now on
+    _read[dataset_name] = _identity(dataset_name), annotations
+    metadata = MetadataCatalog.get(dataset_name)
+    for key in ("thing_classes", "thing_dataset_id_to_contiguous_id", "mask_counts"):
+        metadata.__dict__.pop(key, None)  # a value that is set cannot be changed
+
+
 def is_in_memory(dataset_name: str) -> bool:
     """Whether what :func:`annotations_of` gives is there already."""
     return dataset_name in _read
@@ -156,28 +176,37 @@ def forget_annotations() -> None:
     _read.clear()
 
 
-def _read_registered(name, json_file, image_root, options) -> Annotations:
-    if name.startswith("shapes_") and not os.path.isfile(json_file):
+def _read_registered(name: str) -> Annotations:
+    metadata = MetadataCatalog.get(name)
+    path = metadata.json_file
+    if name.startswith("shapes_") and not os.path.isfile(path):
         raise FileNotFoundError(
-            f"There is no {json_file}: write the built-in data with 'python "
+            f"There is no {path}: write the built-in data with 'python "
             "tools/prepare_shapes.py' (it uses the environment variable DETECTRON2_DATASETS, if "
             "that is set, as the dataset does)"
         )
-    stat = os.stat(json_file) if os.path.isfile(json_file) else None
-    identity = json_file, image_root, options, stat and (stat.st_size, stat.st_mtime_ns)
-    metadata = MetadataCatalog.get(name)
-    known_identity, annotations = _read.get(name, (None, None))
-    if known_identity != identity:
-        annotations = read_annotations(json_file, image_root, options=options)
-        log_reading(annotations)
-        _read[name] = identity, annotations
-        for key in ("thing_classes", "thing_dataset_id_to_contiguous_id", "mask_counts"):
-            metadata.__dict__.pop(key, None)  # a value that is set cannot be changed
+    identity = _identity(name)
+    if _read.get(name, (None,))[0] != identity:
+        # Perhaps under another name.
+        annotations = next((x for known, x in _read.values() if known == identity), None)
+        if annotations is None:
+            annotations = read_annotations(path, metadata.image_root, options=_options[name])
+            log_reading(annotations)
+        keep_annotations(name, annotations, _options[name])
+    _, annotations = _read[name]
     metadata.thing_classes = annotations.class_names
     metadata.thing_dataset_id_to_contiguous_id = {
         category_id: i for i, category_id in enumerate(annotations.category_ids)
     }
     return annotations
+
+
+def _identity(name: str) -> tuple:
+    """What the content of a dataset depends on."""
+    metadata = MetadataCatalog.get(name)
+    path = metadata.json_file
+    stat = os.stat(path) if os.path.isfile(path) else None
+    return path, metadata.image_root, _options[name], stat and (stat.st_size, stat.st_mtime_ns)
 
 
 # -- classes --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from .annotation_values import ReadingOptions
 from .checks import check_image_files
 from .class_split import ClassSplit
-from .coco_format import read_annotations
+from .coco_format import Annotations, load_json, read_annotations
 from .images import ImageReader
 from .masks import to_rle
 from .reading_report import AnnotationFileError, ReadingReport
@@ -69,12 +69,16 @@ class Inspection:
         statistics: one for each class, in the same order.
         report: all findings.
         records: the sound part of the file in Detectron2's dataset format.
+        annotations: what was read; None if the file cannot be read.
+        content: of the file, as it is; None if it cannot be read.
     """
 
     class_names: List[str]
     statistics: List[ClassStatistics]
     report: ReadingReport
     records: List[dict]
+    annotations: Optional[Annotations] = None
+    content: Optional[dict] = None
 
     def table_of_classes(self, class_split: Optional[ClassSplit] = None) -> str:
         """
@@ -130,7 +134,10 @@ def inspect_annotation_file(
     """
     report = ReadingReport(json_file, stop_at_errors=False)
     try:
-        annotations = read_annotations(json_file, image_root, options=options, report=report)
+        content = load_json(json_file)
+        annotations = read_annotations(
+            json_file, image_root, options=options, report=report, content=content
+        )
     except AnnotationFileError as error:
         report.error(str(error).removeprefix(f"{json_file}: "))
         return Inspection([], [], report, [])
@@ -154,4 +161,5 @@ def inspect_annotation_file(
             if not record["annotations"]:
                 where = f"image {record['image_id']!r}"
                 report.warn("image without annotations, left out of training", where)
-    return Inspection(annotations.class_names, statistics, report, records)
+    names = annotations.class_names
+    return Inspection(names, statistics, report, records, annotations, content)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Dict, Iterable, List, Tuple
 
 from tabulate import tabulate
@@ -126,5 +127,5 @@ class ReadingReport:
 
 def names(entries: Iterable[str], limit: int = 10) -> str:
     """Entries in a sentence; what is beyond the limit becomes dots."""
-    entries = list(entries)
-    return ", ".join(entries[:limit]) + (", ..." if len(entries) > limit else "")
+    shown = list(islice(entries, limit + 1))
+    return ", ".join(shown[:limit]) + (", ..." if len(shown) > limit else "")

@@ -1,13 +1,12 @@
 """Splitting images off a COCO-format file for validation."""
 
-import json
 from collections import Counter
 from typing import Dict, List, Sequence, Set, Tuple
 
 import numpy as np
 
+from ..atomic_files import write_json
 from .annotation_values import Ids, to_id
-from .coco_format import load_json
 
 __all__ = ["choose_validation_images", "write_split"]
 
@@ -50,16 +49,15 @@ def choose_validation_images(
     return chosen
 
 
-def write_split(json_file: str, validation: Set[object], train_path: str, val_path: str) -> None:
+def write_split(content: dict, validation: Set[object], train_path: str, val_path: str) -> None:
     """
     Write an annotation file as two. Entries stay as they are in the file.
 
     Args:
-        json_file: annotation file.
+        content: of the file, from :func:`.coco_format.load_json`.
         validation: ids of the images for `val_path`, as :func:`choose_validation_images` gives.
         train_path, val_path: files to write.
     """
-    content = load_json(json_file)
     known = Ids()
     for image in content["images"]:
         known.add(to_id(image.get("id")), int(to_id(image.get("id")) in validation))
@@ -69,5 +67,4 @@ def write_split(json_file: str, validation: Set[object], train_path: str, val_pa
         parts[part or 0].append(annotation)
     for part, path in enumerate((train_path, val_path)):
         images = [x for x in content["images"] if (to_id(x.get("id")) in validation) == bool(part)]
-        with open(path, "w", encoding="utf-8") as f:
-            json.dump({**content, "images": images, "annotations": parts[part]}, f)
+        write_json(path, {**content, "images": images, "annotations": parts[part]})

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2 import engine
+from detectron2.engine.launch import _find_free_port
 from detectron2.utils import comm
 
 _IS_0_6 = "state_dict" not in vars(engine.DefaultTrainer)
@@ -29,6 +30,8 @@ def _launch(main_func, num_gpus, num_machines=1, machine_rank=0, dist_url=None, 
     if torch.cuda.is_available() or num_gpus * num_machines <= 1:
         engine.launch(main_func, num_gpus, num_machines, machine_rank, dist_url, args)
     else:
+        if dist_url == "auto":
+            dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
         worker_args = (main_func, num_gpus, num_machines, machine_rank, dist_url, args)
         mp.spawn(_cpu_worker, nprocs=num_gpus, args=worker_args)
 

@@ -1,6 +1,7 @@
 """
-Several processes, for training and evaluation. The program starts them itself (`--num-gpus`), or
-each is started by `torchrun` or by Slurm's `srun`, which tell it in the environment who it is.
+Several processes, for training, evaluation and masks of whole files. The program starts them itself
+(`--num-gpus`), or each is started by `torchrun` or by Slurm's `srun`, which tell it in the
+environment who it is.
 """
 
 import os
@@ -78,21 +79,27 @@ def launch(
     Args:
         main_func, args: each process calls `main_func(*args)`.
         num_gpus (int): processes to start on this machine.
-        num_machines, machine_rank, dist_url: see Detectron2.
+        num_machines, machine_rank, dist_url: see Detectron2. Processes of one machine need no
+            `dist_url`.
 
     Raises:
-        ValueError: if processes are started by a launcher and asked for here.
+        ValueError: if processes are started by a launcher and asked for here, or if there are fewer
+            GPUs.
     """
     process = StartedProcess.from_environment(os.environ)
+    has_gpu = torch.cuda.is_available()
     if process is None:
-        spawn(main_func, num_gpus, num_machines, machine_rank, dist_url, tuple(args))
+        if has_gpu and num_gpus > torch.cuda.device_count():
+            raise ValueError(
+                f"--num-gpus is {num_gpus}; there are {torch.cuda.device_count()} GPUs"
+            )
+        spawn(main_func, num_gpus, num_machines, machine_rank, dist_url or "auto", tuple(args))
         return
     if num_gpus > 1 or num_machines > 1:
         raise ValueError(
             f"{process.launcher} has started {process.world_size} processes: leave --num-gpus and "
             "--num-machines out"
         )
-    has_gpu = torch.cuda.is_available()
     if has_gpu:  # a launcher may let each process see its own GPU only
         torch.cuda.set_device(process.local_rank % torch.cuda.device_count())
     backend = "nccl" if has_gpu else "gloo"
@@ -101,3 +108,9 @@ def launch(
     comm.synchronize()
     main_func(*args)
     dist.destroy_process_group()
+
+
+def share_cores() -> None:
+    """Without GPUs, let the processes of a machine use their share of its cores."""
+    if comm.get_world_size() > 1 and not torch.cuda.is_available():
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))

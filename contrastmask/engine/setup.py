@@ -5,7 +5,6 @@ import os
 import tempfile
 from typing import Sequence
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
@@ -14,6 +13,7 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint.description import model_config
 from ..config import get_config, naming_config, use_available_device
 from ..data import register_datasets, set_num_classes
+from .launching import share_cores
 from .programs import hide_tracebacks
 
 
@@ -77,8 +77,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     hide_tracebacks()
     setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="contrastmask")
-    if comm.get_world_size() > 1 and not torch.cuda.is_available():  # they share the cores
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
+    share_cores()
     return cfg
 
 

@@ -296,7 +296,7 @@ class ContrastMaskEvaluator(DatasetEvaluator):
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             logger.info(f"Saving results to {path}")
             with PathManager.open(path, "w") as f:
-                json.dump(self._detections, f)
+                f.write(json.dumps(self._detections))  # json.dump is several times slower
 
     def _evaluate_detections(self, image_ids):
         logger.info(f"Evaluating predictions with {self._backend}...")

@@ -1,22 +1,23 @@
 """From an annotation file with boxes to the same file with masks."""
 
-import json
 import logging
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import chain
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Set, TextIO, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
+import torch.distributed as dist
 from detectron2.data import detection_utils as utils
-from detectron2.structures import BoxMode
+from detectron2.utils import comm
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..atomic_files import write_whole
+from ..atomic_files import write_json
 from ..data import ClassSplit, read_annotations
 from ..data.coco_format import load_json, log_reading
 from ..data.datasets import reading_options, to_model_classes
@@ -24,7 +25,13 @@ from ..data.images import ImageReader
 from ..data.masks import is_nothing, to_rle
 from ..data.reading_report import names as shorten
 from ..predictor import ModelInput, Predictor, encode, masks_for_boxes
-from .partial_results import append_masks, open_partial_results, run_identity
+from .partial_results import (
+    append_masks,
+    open_partial_results,
+    partial_paths,
+    read_partial_results,
+    run_identity,
+)
 from .polygons import join_polygons, mask_to_polygons, polygon_box
 
 __all__ = [
@@ -44,7 +51,8 @@ SCORE_KEY = "mask_score"
 GIVEN_BOX_KEY = "given_bbox"
 # How masks are written. "one-polygon" has no more than one polygon for each object.
 MASK_FORMATS = ("rle", "polygon", "one-polygon")
-_PARTIAL_SUFFIX = ".partial.jsonl"
+# Processes may wait so long for the one with the most work, or for the first one to read a file.
+_PATIENCE = timedelta(days=30)
 _NUM_EXAMPLES = 10
 _GROUPS = ("base", "novel", "unused", "all")
 
@@ -141,7 +149,7 @@ def complete_masks(
     replace: bool = False,
     mask_format: str = "rle",
     tolerance: float = 1.0,
-) -> MaskCompletion:
+) -> Optional[MaskCompletion]:
     """Give every box-only annotation of a COCO-format file the mask predicted for its box.
 
     These annotations get a "segmentation" and a "mask_score" (mean probability inside the mask).
@@ -151,8 +159,12 @@ def complete_masks(
     labeling tools insist on is added where missing: "info", "licenses", "iscrowd" 0, and
     "segmentation" [] for no mask.
 
-    Masks of finished images are kept in `output` + ".partial.jsonl", from which an interrupted run
-    goes on; the file is removed when all images are done. Its first line names the model, the
+    The processes of PyTorch's default process group, if there is one, share the images, batch by
+    batch. The output does not depend on their number.
+
+    Each process keeps the masks of finished images in a file beside `output` (".partial.jsonl",
+    ".partial-1.jsonl", ...). An interrupted run goes on from all of them, with any number of
+    processes; they are removed when all images are done. Their first line names the model, the
     config and the annotation file.
 
     Args:
@@ -161,11 +173,14 @@ def complete_masks(
         image_root: folder of its images.
         output: file to write.
         batch_size: images at a time.
-        num_workers: processes that read images.
+        num_workers: processes that read images, for each process.
         replace: also predict masks for the annotations that have a segmentation.
         mask_format: how masks are written: "rle", "polygon", or "one-polygon", which joins the
             parts of a mask by slits without width.
         tolerance: of polygons, in pixels; see :func:`.polygons.mask_to_polygons`.
+
+    Returns:
+        MaskCompletion, or None in another process than the first.
 
     Raises:
         AnnotationFileError: if the file is not sound, or the image folder is missing.
@@ -181,29 +196,35 @@ def complete_masks(
     if os.path.exists(output) and os.path.samefile(json_file, output):
         raise ValueError(f"The output file is the annotation file itself: {output}")
     options = reading_options(predictor.cfg)
-    annotations = read_annotations(json_file, image_root, options=options, needs_images=False)
-    log_reading(annotations)
     content = load_json(json_file)  # to be written as it is, but for the masks
+    annotations = read_annotations(
+        json_file, image_root, options=options, needs_images=False, content=content
+    )
+    log_reading(annotations)
     completion = MaskCompletion(content["annotations"])
     records = _records(annotations, predictor.class_names, replace, completion)
-    if completion.unknown_classes:
-        logger.warning(
-            "The model does not have these classes, whose annotations stay as they are: "
-            f"{shorten(completion.unknown_classes)}"
-        )
-    if completion.not_understood:
-        logger.warning(
-            f"{len(completion.not_understood)} annotations have a segmentation that is no usable "
-            f"mask, and keep it (--all replaces it): {completion.ids(completion.not_understood)}"
-        )
+    _warn(completion)
+    given = annotations.records if mask_format != "rle" and comm.is_main_process() else []
+    del annotations  # with its masks, which polygons need again
+    if not comm.is_main_process():
+        content = completion = None
 
-    os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-    partial = output + _PARTIAL_SUFFIX
-    done, log = open_partial_results(partial, run_identity(predictor, json_file, replace))
-    with log:
-        _predict(predictor, records, done, log, completion, batch_size, num_workers)
+    identity = run_identity(predictor, json_file, replace)
+    done: Set[int] = set()
+    if comm.is_main_process():
+        os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+        done = {index for index, _ in read_partial_results(output, identity)}
+    others = _Others()
+    done = others.receive(done)  # no process writes before this
+    with open_partial_results(output, identity, comm.get_rank()) as journal:
+        unreadable = _predict(predictor, records, done, journal, batch_size, num_workers)
+    unreadable = others.collect(unreadable)
+    if not comm.is_main_process():
+        return None
 
-    for index, (segmentation, score) in sorted(done.items()):
+    completion.unreadable = sorted(unreadable)
+    masks = dict(read_partial_results(output, identity))
+    for index, (segmentation, score) in sorted(masks.items()):
         if score == 0:
             completion.empty.append(index)
             continue
@@ -222,19 +243,44 @@ def complete_masks(
             f"No pixel was predicted for {len(completion.empty)} annotations, which stay as they "
             f"are: {completion.ids(completion.empty)}"
         )
-    if mask_format != "rle":
-        _rewrite_given(annotations.records, mask_format == "one-polygon", completion)
+    _rewrite_given(given, mask_format == "one-polygon", completion)
     _add_missing_keys(content)
-    with write_whole(output, "w", encoding="utf-8") as f:
-        f.write(json.dumps(content))
+    write_json(output, content)
+    partial = partial_paths(output)
     if completion.unreadable:
         logger.warning(
             f"{len(completion.unreadable)} images were skipped. To do them later, make them "
-            f"readable and run the same command again: {partial} keeps the other images."
+            "readable and run the same command again: the other images are kept in "
+            f"{', '.join(partial)}"
         )
     else:
-        os.remove(partial)
+        for path in partial:
+            os.remove(path)
     return completion
+
+
+class _Others:
+    """What the first process and the other ones tell each other, however long that takes."""
+
+    def __init__(self):
+        self._number = comm.get_world_size()
+        if self._number > 1:
+            self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+    def receive(self, value):
+        """The value of the first process."""
+        values = [value]
+        if self._number > 1:
+            dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
+
+    def collect(self, values: list) -> list:
+        """The values of all processes, in the first one."""
+        if self._number == 1:
+            return values
+        gathered = [None] * self._number if comm.is_main_process() else None
+        dist.gather_object(values, gathered, dst=0, group=self._group)
+        return list(chain(*gathered or ()))
 
 
 def read_masks(json_file: str) -> Dict[object, dict]:
@@ -285,14 +331,28 @@ def _records(annotations, class_names, replace, completion) -> List[dict]:
             elif not (replace or is_nothing(given) or _is_empty_rle(given)):
                 completion.not_understood.append(x["index"])
             else:
-                box = BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS)
-                chosen.append((x["index"], box, x["category_id"]))
+                chosen.append((x["index"], x["bbox"], x["category_id"]))
         if chosen:
             indices, boxes, classes = zip(*chosen)
-            boxes = np.array(boxes, dtype=np.float64)
-            records.append({**record, "indices": indices, "boxes": boxes, "classes": classes})
+            boxes = np.array(boxes, dtype=np.float64)  # the reader's are all XYWH
+            boxes[:, 2:] += boxes[:, :2]
+            kept = {k: v for k, v in record.items() if k != "annotations"}
+            records.append({**kept, "indices": indices, "boxes": boxes, "classes": classes})
     completion.num_left_out = len(completion.annotations) - num_seen
     return records
+
+
+def _warn(completion: MaskCompletion) -> None:
+    if completion.unknown_classes:
+        logger.warning(
+            "The model does not have these classes, whose annotations stay as they are: "
+            f"{shorten(completion.unknown_classes)}"
+        )
+    if completion.not_understood:
+        logger.warning(
+            f"{len(completion.not_understood)} annotations have a segmentation that is no usable "
+            f"mask, and keep it (--all replaces it): {completion.ids(completion.not_understood)}"
+        )
 
 
 def _write_polygons(annotation, rle, tolerance, join_parts, box_format, completion) -> dict:
@@ -349,7 +409,7 @@ def _is_empty_rle(segmentation) -> bool:
 
 
 class _Images(Dataset):
-    """Inputs of the model, or why an image cannot be used."""
+    """For each index of a record: itself, the model's input or None, why there is none."""
 
     def __init__(self, cfg, records):
         self._to_input = ModelInput(cfg)
@@ -365,41 +425,62 @@ class _Images(Dataset):
             image = self._read(record["file_name"])
             utils.check_image_size(record, image)
         except ValueError as error:
-            return record, None, str(error)
-        return record, self._to_input(image), ""
+            return index, None, str(error)
+        return index, self._to_input(image), ""
 
 
-def _predict(predictor, records, done, log, completion, batch_size, num_workers) -> None:
-    """Add the masks that are missing in `done`, index of an annotation -> mask, to it and `log`."""
-    left = [x for x in records if not set(x["indices"]) <= done.keys()]
-    if len(left) < len(records):
-        logger.info(f"{len(records) - len(left)} images are in {log.name} already")
+def _predict(
+    predictor: Predictor,
+    records: List[dict],
+    done: Set[int],
+    journal: TextIO,
+    batch_size: int,
+    num_workers: int,
+) -> List[Tuple[str, str]]:
+    """
+    Write the masks that are missing in `done`, indices of annotations, of the images that this
+    process has to do.
+
+    Rounding depends on which images a batch holds, so batches are the same for any number of
+    processes and after an interruption.
+
+    Returns:
+        File names of the images that cannot be used, and why.
+    """
+    starts = range(0, len(records), batch_size)
+    batches = [range(len(records))[i : i + batch_size] for i in starts]
+    left = [x for x in batches if not all(done.issuperset(records[i]["indices"]) for i in x)]
+    own, unreadable = left[comm.get_rank() :: comm.get_world_size()], []
+    num_left, num_own = sum(map(len, left)), sum(map(len, own))
+    if num_left < len(records):
+        logger.info(f"{len(records) - num_left} images were done before")
     images = DataLoader(
-        _Images(predictor.cfg, left),
-        batch_size=batch_size,
+        _Images(predictor.cfg, records),
+        batch_sampler=own,
         num_workers=num_workers,
         collate_fn=list,
     )
-    with tqdm(total=len(records), initial=len(records) - len(left), unit="image") as progress:
+    with tqdm(total=num_own, unit="image", disable=not comm.is_main_process()) as progress:
         for batch in images:
-            for record, model_input, problem in batch:
+            for i, model_input, problem in batch:
                 if model_input is None:
-                    completion.unreadable.append((record["file_name"], problem))
-                    logger.warning(f"Skipped {record['file_name']}: {problem}")
-            usable = [(record, x) for record, x, _ in batch if x is not None]
+                    unreadable.append((records[i]["file_name"], problem))
+                    logger.warning(f"Skipped {records[i]['file_name']}: {problem}")
+            usable = [(records[i], x) for i, x, _ in batch if x is not None]
             for same_size in _groups_of_equal_size(usable):
                 records_of_group, inputs = zip(*same_size)
+                indices = list(chain.from_iterable(x["indices"] for x in records_of_group))
+                if done.issuperset(indices):
+                    continue
                 masks = masks_for_boxes(
                     predictor.model,
                     encode(predictor.model, list(inputs)),
                     [x["boxes"] for x in records_of_group],
                     [x["classes"] for x in records_of_group],
                 )
-                indices = list(chain.from_iterable(x["indices"] for x in records_of_group))
-                masks = list(chain.from_iterable(masks))
-                done.update(zip(indices, masks))
-                append_masks(log, indices, masks)
+                append_masks(journal, indices, list(chain.from_iterable(masks)))
             progress.update(len(batch))
+    return unreadable
 
 
 def _groups_of_equal_size(usable):

@@ -1,12 +1,22 @@
-"""Masks of finished images in a file of JSON lines, from which an interrupted run goes on."""
+"""
+Masks of finished images in files of JSON lines, one for each process, from which an interrupted run
+goes on.
+"""
 
+import glob
 import json
 import os
-from typing import Dict, List, Sequence, TextIO, Tuple
+from typing import Dict, Iterator, List, Sequence, TextIO, Tuple
 
 from ..predictor import BoxMask, Predictor
 
-__all__ = ["append_masks", "open_partial_results", "run_identity"]
+__all__ = [
+    "append_masks",
+    "open_partial_results",
+    "partial_paths",
+    "read_partial_results",
+    "run_identity",
+]
 
 
 def run_identity(predictor: Predictor, json_file: str, replace: bool) -> Dict[str, object]:
@@ -36,41 +46,70 @@ def append_masks(file: TextIO, indices: Sequence[int], masks: Sequence[BoxMask])
     os.fsync(file.fileno())
 
 
-def open_partial_results(path: str, identity: dict) -> Tuple[Dict[int, BoxMask], TextIO]:
+def partial_paths(output: str) -> List[str]:
+    """The files of partial results beside an output file, of any number of processes."""
+    return sorted(glob.glob(f"{glob.escape(output)}.partial*.jsonl"))
+
+
+def read_partial_results(output: str, identity: dict) -> Iterator[Tuple[int, BoxMask]]:
     """
-    Read the partial results of an interrupted run, if there are any. A line that was cut off is
-    removed.
+    Args:
+        output: file whose partial results are read. A line that was cut off ends its file.
+        identity: from :func:`run_identity`; the first line of each file.
+
+    Yields:
+        The index of an annotation in its file, and its mask. One that is repeated is replaced.
+
+    Raises:
+        ValueError: if a file belongs to something else.
+    """
+    for path in partial_paths(output):
+        lines = _whole_lines(path, identity)
+        next(lines, None)
+        yield from ((index, BoxMask(mask, score)) for (index, mask, score), _ in lines)
+
+
+def open_partial_results(output: str, identity: dict, rank: int = 0) -> TextIO:
+    """
+    Open the partial results of a process to add more. A line that was cut off is removed.
 
     Args:
-        path: file, which may exist.
-        identity: from :func:`run_identity`; the first line of the file.
-
-    Returns:
-        Index of an annotation in its file -> its mask, and the file, open to add more.
+        output, identity: as in :func:`read_partial_results`.
+        rank: number of the process.
 
     Raises:
         ValueError: if the file belongs to something else; it is not changed.
     """
-    lines, end = [], 0
+    path, end = f"{output}.partial{f'-{rank}' if rank else ''}.jsonl", 0
     if os.path.exists(path):
-        with open(path, "rb") as f:
-            for line in f:
-                try:
-                    content = json.loads(line)
-                except ValueError:
-                    break
-                if not line.endswith(b"\n"):  # cut off, like one that is no JSON
-                    break
-                lines.append(content)
-                end += len(line)
-        if lines[:1] != [identity] and os.path.getsize(path):
-            raise ValueError(f"{path} is in the way: {_difference(lines[:1], identity)}")
+        for _, end in _whole_lines(path, identity):  # noqa: B007
+            pass
     file = open(path, "a", encoding="utf-8")
     file.truncate(end)
-    if not lines:
+    if not end:
         file.write(json.dumps(identity) + "\n")
         file.flush()
-    return {index: BoxMask(mask, score) for index, mask, score in lines[1:]}, file
+    return file
+
+
+def _whole_lines(path: str, identity: dict) -> Iterator[Tuple[object, int]]:
+    """The content of each line, and where it ends in the file, up to a line that was cut off."""
+    end, first = 0, []
+    with open(path, "rb") as f:
+        for line in f:
+            try:
+                content = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):  # cut off, like one that is no JSON
+                break
+            first = first or [content]
+            if first != [identity]:
+                break
+            end += len(line)
+            yield content, end
+    if first != [identity] and os.path.getsize(path):
+        raise ValueError(f"{path} is in the way: {_difference(first, identity)}")
 
 
 def _difference(first: list, identity: dict) -> str:

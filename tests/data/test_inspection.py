@@ -19,6 +19,7 @@ from PIL import Image
 from contrastmask.data.class_split import ClassSplit
 from contrastmask.data.images import ImageReader, read_headers
 from contrastmask.data.inspection import inspect_annotation_file
+from contrastmask.data.reading_report import names
 
 
 @pytest.fixture
@@ -212,3 +213,14 @@ def test_file_that_cannot_be_read(paths):
     (error,) = inspection.report.errors
     assert "is not JSON" in error.what and json_file not in error.what
     assert not inspection.class_names
+
+
+def test_messages_look_at_few_entries():
+    """A file may have as many errors as entries."""
+
+    def entries():
+        yield from "abcd"
+        raise AssertionError("all entries for one message")
+
+    assert names(entries(), 3) == "a, b, c, ..."
+    assert names("abc", 3) == "a, b, c" and names([]) == ""

@@ -58,9 +58,8 @@ def test_two_files_with_the_entries_of_one(tmp_path):
         [make_annotation(5), make_annotation(6, image_id="3"), make_annotation(4, image_id=7.0)]
     )
     content["info"] = {"version": 2}
-    path, train, val = (tmp_path / f"{name}.json" for name in ("all", "train", "val"))
-    path.write_text(json.dumps(content))
-    write_split(str(path), {3}, str(train), str(val))
+    train, val = (tmp_path / f"{name}.json" for name in ("train", "val"))
+    write_split(content, {3}, str(train), str(val))
     parts = [json.loads(x.read_text()) for x in (train, val)]
     assert [x["images"][0]["id"] for x in parts] == [7, 3]
     assert [[a["id"] for a in x["annotations"]] for x in parts] == [[5, 4], [6]]

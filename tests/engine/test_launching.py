@@ -1,7 +1,9 @@
 """What a process learns from the environment that a launcher gives it."""
 
 import pytest
+import torch
 
+from contrastmask.engine import launch
 from contrastmask.engine.launching import StartedProcess
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
@@ -48,3 +50,10 @@ def test_slurm():
 )
 def test_no_launcher(env):
     assert StartedProcess.from_environment(env) is None
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="--num-gpus is 3; there are 2"):
+        launch(print, 3)

@@ -1,4 +1,5 @@
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,8 @@ from contrastmask.engine import load_config
 from contrastmask.inference.partial_results import (
     append_masks,
     open_partial_results,
+    partial_paths,
+    read_partial_results,
     run_identity,
 )
 from contrastmask.predictor import BoxMask
@@ -18,12 +21,14 @@ MASKS = [BoxMask({"size": [3, 4], "counts": f"é{i}"}, 0.5 + i / 10) for i in ra
 
 @pytest.fixture
 def path(tmp_path):
-    return str(tmp_path / "out.partial.jsonl")
+    return str(tmp_path / "out[1].partial.jsonl")
 
 
-def add(path, indices):
-    found, file = open_partial_results(path, RUN)
-    with file:
+def add(path, indices, rank=0):
+    """Read all partial results, and add some to those of a process."""
+    output = path.removesuffix(".partial.jsonl")
+    found = dict(read_partial_results(output, RUN))
+    with open_partial_results(output, RUN, rank) as file:
         append_masks(file, indices, [MASKS[i] for i in indices])
     return found
 
@@ -34,6 +39,23 @@ def test_results_survive(path):
     assert add(path, []) == {3: MASKS[3], 1: MASKS[1], 0: MASKS[0]}
     with open(path, encoding="utf-8") as f:
         assert json.loads(f.readline()) == RUN
+
+
+def test_of_several_processes(path, tmp_path):
+    """A line that was cut off stays until its process opens the file, and others are not read."""
+    add(path, [3])
+    assert add(path, [1, 0], rank=2) == {3: MASKS[3]}
+    (tmp_path / "out[1].json").write_text("not one of them")
+    other = tmp_path / "out[1].partial-2.jsonl"
+    assert partial_paths(str(tmp_path / "out[1]")) == [str(other), path]
+    other.write_bytes(other.read_bytes()[:-3])
+    assert add(path, [2]) == {3: MASKS[3], 1: MASKS[1]}
+    assert add(path, [0], rank=2) == {3: MASKS[3], 1: MASKS[1], 2: MASKS[2]}
+    assert add(path, []) == dict(enumerate(MASKS))
+    content = other.read_text()
+    other.write_text(content.replace("b.json", "c.json"))
+    with pytest.raises(ValueError, match=f"{re.escape(str(other))}.* another annotation file"):
+        add(path, [])
 
 
 def test_every_cut_after_the_first_line(path):
@@ -61,8 +83,10 @@ def test_of_another_run(path, key):
         f.write(b'[1, {"si')
     with open(path, "rb") as f:
         content = f.read()
-    with pytest.raises(ValueError, match=f"{path}.* another {key}"):
-        open_partial_results(path, {**RUN, key: "another"})
+    output, another = path.removesuffix(".partial.jsonl"), {**RUN, key: "another"}
+    for function in (open_partial_results, lambda *args: list(read_partial_results(*args))):
+        with pytest.raises(ValueError, match=f"{re.escape(path)}.* another {key}"):
+            function(output, another)
     with open(path, "rb") as f:
         assert f.read() == content
 
@@ -74,8 +98,8 @@ def test_of_another_run(path, key):
 def test_a_file_of_something_else_stays(path, content):
     with open(path, "wb") as f:
         f.write(content)
-    with pytest.raises(ValueError, match="out.partial.jsonl is in the way"):
-        open_partial_results(path, RUN)
+    with pytest.raises(ValueError, match="partial.jsonl is in the way"):
+        open_partial_results(path.removesuffix(".partial.jsonl"), RUN)
     with open(path, "rb") as f:
         assert f.read() == content
 

@@ -143,6 +143,18 @@ def test_write_config(inspect, shapes, tmp_path):
     assert code == 0 and path.read_text() != before
 
 
+def test_files_are_parsed_once(inspect, shapes, tmp_path, files_parsed):
+    """Those that are written are read as well, to be sure of them."""
+    train, val = (str(shapes / "annotations" / f"{x}.json") for x in ("train", "val"))
+    written = [str(tmp_path / f"once_{x}.json") for x in ("train", "val")]
+    assert inspect(None, "--write-config", str(tmp_path / "once.yaml"), "--device", "cpu")[0] == 0
+    assert files_parsed == [train, *written]
+    files_parsed.clear()
+    given = ["--val-json", val, "--val-images", str(shapes / "val"), "--device", "cpu"]
+    assert inspect(None, *given, "--write-config", str(tmp_path / "given_once.yaml"))[0] == 0
+    assert files_parsed == [train, val]
+
+
 def test_write_config_with_validation_data(inspect, shapes, tmp_path):
     path = tmp_path / "given.yaml"
     val = ["--val-json", str(shapes / "annotations/val.json"), "--val-images", str(shapes / "val")]
