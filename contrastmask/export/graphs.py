@@ -178,9 +178,9 @@ class BoxMaskGraph(nn.Module):
             (N, h', h').
         """
         images, features = self.encode(image)
-        class_map = self.box_features(features, boxes).class_map
-        cams = self.cams(class_map, classes)
-        return self.mask_logits(images, features, boxes, cams), cams
+        boxes, classes = _add(boxes), _add(classes)
+        cams = self.cams(self.box_features(features, boxes).class_map, classes)
+        return self.mask_logits(images, features, boxes, cams)[:-1], cams[:-1]
 
     def encode(self, image: Tensor) -> tuple[ImageList, dict[str, Tensor]]:
         """The normalized and padded image, and its features."""
@@ -193,8 +193,8 @@ class BoxMaskGraph(nn.Module):
 
     def box_features(self, features: dict[str, Tensor], boxes: Tensor) -> BoxFeatures:
         """Outputs of the box head for boxes (R, 4)."""
-        pooled = self.box_pooler([features[name] for name in self.box_in_features], [_add(boxes)])
-        return BoxFeatures(*(x[:-1] for x in self.box_head(pooled)))
+        features = [features[name] for name in self.box_in_features]
+        return self.box_head(self.box_pooler(features, [boxes]))
 
     def cams(self, class_map: Tensor, classes: Tensor) -> Tensor:
         """CAMs (R, h', h') of classes (R,) int64 from class maps (R, C, h', h')."""
@@ -216,11 +216,10 @@ class BoxMaskGraph(nn.Module):
             cam_on=self.cam_on,
             vis_period=0,
         )
-        boxes, cams = _add(boxes), _add(cams)
         logits = branch.logits(features, [boxes], cams[:, None])[:, 0]
         if self.color_crf is not None:
             logits = self.color_crf(logits, images, [_Boxes(boxes)], is_quick=True)
-        return logits[:-1]
+        return logits
 
 
 class DetectorGraph(BoxMaskGraph):
@@ -257,7 +256,7 @@ class DetectorGraph(BoxMaskGraph):
         """
         images, features = self.encode(image)
         height, width = images.image_sizes[0]
-        rois = self.proposals(features, height, width)
+        rois = _add(self.proposals(features, height, width))
         class_map, class_vector, box_vector = self.box_features(features, rois)
         scores = self.class_layer(class_vector).softmax(dim=1)
         boxes = self.transform.apply_deltas(self.box_layer(box_vector), rois)
@@ -265,7 +264,7 @@ class DetectorGraph(BoxMaskGraph):
         boxes = _clip(boxes.unflatten(1, (-1, 4)), height, width)
 
         scores = scores[:, :-1]
-        is_candidate = (scores > self.score_thresh) & finite[:, None]
+        is_candidate = ((scores > self.score_thresh) & finite[:, None])[:-1]
         index, classes = torch.nonzero(is_candidate, as_tuple=True)
         scores = scores[index, classes]
         boxes = boxes[index, 0] if boxes.shape[1] == 1 else boxes[index, classes]
@@ -275,9 +274,10 @@ class DetectorGraph(BoxMaskGraph):
         if self.topk >= 0:
             kept = kept[: self.topk]
         kept = kept[_exceed(boxes[kept], 0.0)]
-        boxes, scores, classes = boxes[kept], scores[kept], classes[kept]
-        cams = self.cams(class_map[index[kept]], classes)
-        return boxes, scores, classes, self.mask_logits(images, features, boxes, cams), cams
+        boxes, classes = _add(boxes[kept]), _add(classes[kept])
+        cams = self.cams(class_map[_add(index[kept])], classes)
+        logits = self.mask_logits(images, features, boxes, cams)
+        return boxes[:-1], scores[kept], classes[:-1], logits[:-1], cams[:-1]
 
 
 def _exportable_heads(model):
@@ -304,10 +304,7 @@ def _without_padding_by_size(backbone):
 
 
 def _add(x):
-    """
-    One more RoI, all zeros: heads run on one at least. Norms of runtimes, and checks of Detectron2
-    0.6, cannot do with none.
-    """
+    """One more RoI, all zeros: no head runs on none, which not every runtime can."""
     return F.pad(x, [0, 0] * (x.dim() - 1) + [0, 1])
 
 

@@ -9,7 +9,15 @@ import small_model
 import torch
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
-from exported_model import NUM_BOXES, SIZES, check_box_masks, check_detector, load, random_image
+from exported_model import (
+    NUM_BOXES,
+    SIZES,
+    check_box_masks,
+    check_detector,
+    check_onnx,
+    load,
+    random_image,
+)
 from PIL import Image
 from torch import nn
 
@@ -182,30 +190,32 @@ def test_messages(tool, checkpoint, tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["quickstart", "R_50"])
 def test_whole_configs(name, tmp_path):
-    pytest.importorskip("onnxruntime")
     config = {
         "quickstart": "quickstart.yaml",
         "R_50": "COCO/contrastmask_R_50_FPN_1x_voc2nonvoc.yaml",
     }[name]
     names = str([f"class {i}" for i in range(14)])
     opts = {
-        "quickstart": ["DATASETS.CLASS_NAMES", names, "DATASETS.BASE_CLASSES", "['class 3']"],
-        "R_50": ["MODEL.RPN.POST_NMS_TOPK_TEST", "60", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.02"],
+        "quickstart": [
+            *("DATASETS.CLASS_NAMES", names, "DATASETS.BASE_CLASSES", "['class 3']"),
+            *("MODEL.ROI_MASK_HEAD.LOGIT_INIT_STD", "0.05"),
+        ],
+        "R_50": [
+            *("MODEL.RPN.POST_NMS_TOPK_TEST", "60", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.02"),
+            *("MODEL.ROI_MASK_HEAD.LOGIT_INIT_STD", "0.3"),
+        ],
     }[name]
-    opts += ["MODEL.DEVICE", "cpu", "MODEL.ROI_MASK_HEAD.LOGIT_INIT_STD", "0.05"]
+    opts += ["MODEL.DEVICE", "cpu"]
     predictor = random_predictor(config, opts, tmp_path)
-    export_model(predictor, str(tmp_path / "onnx"), "onnx")
-    run = load(tmp_path / "onnx")
-    for seed, size in enumerate([(192, 139), (101, 192), (160, 192)]):
-        image = random_image(size, seed)
-        assert check_detector(predictor, run, image) > 10
-        for number in NUM_BOXES:
-            check_box_masks(predictor, run, image, number)
+    check_onnx(predictor, tmp_path / "onnx")
 
 
 def random_predictor(config, opts, folder):
     cfg = get_config(config, opts)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES or 14
-    model = build_model(cfg)
-    torch.save({"model": model.state_dict()}, folder / "weights.pth")
+    state_dict = build_model(cfg).state_dict()
+    for name, value in state_dict.items():
+        if name.endswith("conv3.norm.weight"):  # or features of a random ResNet are huge
+            value.fill_(0.2)
+    torch.save({"model": state_dict}, folder / "weights.pth")
     return Predictor(config, str(folder / "weights.pth"), opts=opts)
