@@ -92,6 +92,7 @@ def _write(graph: nn.Module, inputs: Dict[str, torch.Tensor], file_format: str, 
         warnings.simplefilter("ignore", category=FutureWarning)
         warnings.simplefilter("ignore", category=DeprecationWarning)
         warnings.simplefilter("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", "# The axis name")  # boxes and classes have the same one
         if file_format == "torchscript":
             traced = torch.jit.trace(graph, tuple(inputs.values()), check_trace=False)
             torch.jit.save(traced, f)

@@ -202,7 +202,7 @@ def test_whole_configs(name, tmp_path):
         ],
         "R_50": [
             *("MODEL.RPN.POST_NMS_TOPK_TEST", "60", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.02"),
-            *("MODEL.ROI_MASK_HEAD.LOGIT_INIT_STD", "0.3"),
+            *("MODEL.ROI_MASK_HEAD.LOGIT_INIT_STD", "0.3", "TEST.DETECTIONS_PER_IMAGE", "20"),
         ],
     }[name]
     opts += ["MODEL.DEVICE", "cpu"]
