@@ -53,7 +53,11 @@ setup(
         ],
         "eval": ["hotcoco>=1.3"],  # faster COCO evaluation
         "crop": ["shapely>=2"],  # training with crops on polygon masks
-        "test": ["pytest>=7.4", "hypothesis>=6.80", "shapely>=2"],
+        "onnx": ["onnx>=1.23", "onnxscript>=0.7"],  # tools/export_model.py
+        "test": [
+            *("pytest>=7.4", "hypothesis>=6.80", "shapely>=2"),
+            *("onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.23"),
+        ],
         "lint": ["ruff"],
     },
 )

@@ -38,7 +38,7 @@ __all__ = [
 
 ImageLike = Union[str, os.PathLike, Image.Image, np.ndarray]
 
-_MASK_THRESHOLD = 0.5
+MASK_THRESHOLD = 0.5
 # Masks of the size of the image exist for this many boxes at once.
 _BOXES_PER_PASTE = 64
 
@@ -381,14 +381,14 @@ def _paste(probabilities, boxes, size, rle) -> List[BoxMask]:
         size (tuple): height and width of the image file.
         rle (bool): see :func:`masks_for_boxes`.
     """
-    inside = probabilities >= _MASK_THRESHOLD
+    inside = probabilities >= MASK_THRESHOLD
     scores = (probabilities * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
     boxes = torch.from_numpy(boxes).float().to(probabilities.device)
     masks = []
     for start in range(0, len(boxes), _BOXES_PER_PASTE):
         chunk = slice(start, start + _BOXES_PER_PASTE)
         pasted = paste_masks_in_image(
-            probabilities[chunk], Boxes(boxes[chunk]), size, threshold=_MASK_THRESHOLD
+            probabilities[chunk], Boxes(boxes[chunk]), size, threshold=MASK_THRESHOLD
         )
         for mask, score in zip(pasted.cpu().numpy(), scores[chunk].tolist()):
             score = round(score, 4) if mask.any() else 0.0

@@ -173,7 +173,7 @@ def crop_colors(
         centers = low[:, :, None] + cell[:, :, None] * steps  # T, (x, y), cells
         # Filled on the device: a copy from the host would wait for it.
         limits = [
-            torch.stack([x.tensor.new_full((len(x),), side) for side in (width, height)], dim=1)
+            torch.stack([torch.full_like(x.tensor[:, 0], n) for n in (width, height)], dim=1)
             for x, (height, width) in zip(boxes, images.image_sizes)
         ]
         x, y = ((centers >= 0) & (centers < torch.cat(limits)[:, :, None])).unbind(dim=1)

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, ImageList
 from torch import nn
 
 from .box_supervision import crop_colors
-from .layers import full_precision
+from .layers import full_precision, is_traced
 
 # The initial logits are limited to this, so that colors can overrule a mask that is sure.
 _MAX_LOGIT = 3.0
@@ -93,9 +93,9 @@ class ColorCRF(nn.Module):
         weight = self.test_weight if is_quick else self.weight
         with full_precision(logits):
             logits = logits.float()
-            if weight == 0 or not len(logits):
+            if weight == 0:
                 return logits
-            size = logits.shape[-1]
+            size = int(logits.shape[-1])  # a tensor in torch.jit.trace
             colors, in_image = crop_colors(
                 images,
                 boxes,
@@ -156,9 +156,10 @@ def refine_by_color(
     places = (torch.arange(num_cells, device=logits.device) + 0.5) / logits.shape[-1]
     places = torch.stack(torch.meshgrid(places, places, indexing="ij"))
     refined = [torch.zeros_like(logits[:0], dtype=torch.float32)]
-    for chunk in zip(*(x.float().split(rois_at_once) for x in (logits, colors, in_image))):
-        start, color, has_vote = chunk
-        place = places.expand(len(start), -1, -1, -1)
+    inputs = [x.float() for x in (logits, colors, in_image)]
+    chunks = [inputs] if is_traced() else zip(*(x.split(rois_at_once) for x in inputs))
+    for start, color, has_vote in chunks:
+        place = places.expand(start.shape[0], -1, -1, -1)
         points = torch.cat([color / color_distance, place / distance], dim=1)
         margin = (num_cells - logits.shape[-1]) // 2
         votes = _vote_weights(points, has_vote, margin, stride)

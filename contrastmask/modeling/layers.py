@@ -80,3 +80,8 @@ def at_least_float32(features: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
         dict[str, Tensor]: the same maps in float32, or float64 where they are.
     """
     return {k: x.to(torch.promote_types(x.dtype, torch.float32)) for k, x in features.items()}
+
+
+def is_traced() -> bool:
+    """bool: whether a graph is recorded, which other numbers of RoIs will go through."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()

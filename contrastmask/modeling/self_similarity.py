@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from .cam import resize_map
-from .layers import full_precision
+from .layers import full_precision, is_traced
 
 # Elements of the similarity matrices that are computed at once: 16 MB in float32, or 6 RoIs of
 # 28 x 28.
@@ -42,7 +42,7 @@ def enhance_by_self_similarity(features: torch.Tensor, size: int | None = None) 
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         elements = features.shape[2:].numel() ** 2  # of one RoI
         rois_at_once = max(_MAX_ELEMENTS // elements, 1)
-        chunks = features.split(rois_at_once)
+        chunks = [features] if is_traced() else features.split(rois_at_once)
         num_kept = len(chunks)
         if torch.is_grad_enabled() and features.requires_grad:
             num_kept = _MAX_KEPT_ELEMENTS // (elements * rois_at_once)
@@ -57,7 +57,12 @@ def enhance_by_self_similarity(features: torch.Tensor, size: int | None = None) 
 def _enhance(features, size):
     channels, height, width = features.shape[1:]
     values = features.flatten(2)
-    weights = _Gram.apply(F.normalize(values, dim=1)).softmax(dim=2)  # R, HW, HW
+    normalized = F.normalize(values, dim=1)
+    if is_traced():
+        weights = torch.bmm(normalized.transpose(1, 2), normalized)
+    else:
+        weights = _Gram.apply(normalized)
+    weights = weights.softmax(dim=2)  # R, HW, HW
     if size is not None and size < min(height, width):
         # Averages of features, resized, are averages with resized weights: a smaller product.
         weights = weights.unflatten(1, (height, width)).permute(0, 3, 1, 2)

