@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 
 import numpy as np
 import torch
@@ -74,7 +75,9 @@ def compare(predictor: Predictor, path: str, image: str) -> str:
         def run():
             return session.run(None, {"image": x.numpy()})
     else:
-        module = torch.jit.load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, about TorchScript
+            module = torch.jit.load(path)
 
         def run():
             return [y.cpu().numpy() for y in module(x.to(predictor.cfg.MODEL.DEVICE))]
