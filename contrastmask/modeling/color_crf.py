@@ -21,9 +21,8 @@ _ITERATIONS = 5
 # Votes come from cells of twice the size, which costs a quarter.
 _STRIDE = 2
 # In inference, where it has to be quick; a color is the mean of a few samples of its cell.
-_TEST_ITERATIONS = 2
-_TEST_STRIDE = 4
-_TEST_SAMPLING_RATIO = 2
+_QUICK = {"is_tight": False, "num_iterations": 2, "stride": 4}
+_QUICK_SAMPLING_RATIO = 2
 
 
 class ColorCRF(nn.Module):
@@ -90,19 +89,19 @@ class ColorCRF(nn.Module):
         Returns:
             Tensor: (T, H, H) float32 logits, on their device.
         """
-        weight = self.test_weight if is_quick else self.weight
+        size = int(logits.shape[-1])  # a tensor in torch.jit.trace
+        margin = round(size / 14)
+        if is_quick:
+            weight, options = self.test_weight, _QUICK
+            crop = {"margin": margin, "sampling_ratio": _QUICK_SAMPLING_RATIO}
+        else:
+            weight, options = self.weight, {}
+            crop = {"margin": 2 * margin}
         with full_precision(logits):
             logits = logits.float()
             if weight == 0:
                 return logits
-            size = int(logits.shape[-1])  # a tensor in torch.jit.trace
-            colors, in_image = crop_colors(
-                images,
-                boxes,
-                size,
-                margin=round(size / 14) * (1 if is_quick else 2),
-                sampling_ratio=_TEST_SAMPLING_RATIO if is_quick else 0,
-            )
+            colors, in_image = crop_colors(images, boxes, size, **crop)
             colors = colors * self.pixel_std[:, None, None] + self.pixel_mean[:, None, None]
             return refine_by_color(
                 logits,
@@ -111,9 +110,7 @@ class ColorCRF(nn.Module):
                 weight=weight,
                 distance=self.distance,
                 color_distance=self.color_distance,
-                is_tight=not is_quick,
-                num_iterations=_TEST_ITERATIONS if is_quick else _ITERATIONS,
-                stride=_TEST_STRIDE if is_quick else _STRIDE,
+                **options,
             )
 
 

@@ -3,6 +3,7 @@
 import json
 import runpy
 
+import cv2
 import numpy as np
 import pytest
 import small_model
@@ -127,7 +128,7 @@ def test_training_is_left_behind(predictor, folder):
 
 
 def test_demo(predictor, folder, tmp_path, checkpoint):
-    if not (folder / "detector.onnx").exists():
+    if folder.name.startswith("torchscript"):
         pytest.skip("the demo is for ONNX")
     demo = runpy.run_path(str(small_model.ROOT / "demo" / "onnx_demo.py"))
     image = Image.fromarray(random_image((90, 130)).transpose(1, 2, 0))
@@ -146,7 +147,6 @@ def test_demo(predictor, folder, tmp_path, checkpoint):
 
 def test_demo_resizes_like_opencv():
     """Pillow's affine transform does not smooth; it differs from OpenCV by rounding."""
-    cv2 = pytest.importorskip("cv2")
     demo = runpy.run_path(str(small_model.ROOT / "demo" / "onnx_demo.py"))
     pixels = random_image((123, 77)).transpose(1, 2, 0)
     for size in ((50, 80), (200, 301)):
