@@ -21,9 +21,11 @@ import sys
 import time
 from typing import Callable, List, Optional
 
+import benchmark_data as data
+import benchmark_parts as parts
 import numpy as np
 import torch
-from benchmark_parts import PARTS, Comparison
+from benchmark_parts import Comparison
 from detectron2.utils.collect_env import collect_env_info
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
@@ -31,6 +33,9 @@ from torch.utils.benchmark.utils.timer import timer
 
 from contrastmask.engine.programs import parse_args, program
 
+_MODEL_PARTS = (parts.pixel_sets, parts.branch, parts.cam, parts.self_similarity, parts.model)
+_DATA_PARTS = (parts.mapper, data.coco_eval, data.coco_size)
+PARTS = {x.__name__: x for x in (*_MODEL_PARTS, *_DATA_PARTS)}
 _SIZES = {"channels": 256, "side": 28, "rois": None, "detections": [10, 100], "images": 5000}
 _QUICK = {"channels": 8, "side": 14, "rois": [2, 4], "detections": [3], "images": 10, "repeats": 1}
 # Parameters of mallopt in glibc's malloc.h

@@ -1,4 +1,4 @@
-"""The parts of tools/benchmark.py: which functions are compared."""
+"""The parts of tools/benchmark.py about models: which functions are compared."""
 
 import os
 import tempfile
@@ -8,7 +8,6 @@ from functools import partial
 from typing import Callable, Dict, Iterator, NamedTuple
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 import torch.nn.functional as F
 from detectron2.data import DatasetCatalog, DatasetMapper
@@ -21,7 +20,6 @@ from contrastmask.data import ContrastMaskDatasetMapper, register_coco_format
 from contrastmask.data.shapes import ShapesParams, write_shapes
 from contrastmask.engine import load_config
 from contrastmask.engine.solver import build_optimizer
-from contrastmask.evaluation.coco_eval import coco_precision, group_metrics, resolve_backend
 from contrastmask.modeling.build import build_model
 from contrastmask.modeling.cam import class_activation_map, min_max_normalize, resize_map
 from contrastmask.modeling.contrastive_head import ContrastiveHead
@@ -194,27 +192,6 @@ def mapper(args: Namespace) -> Iterator[Comparison]:
         yield Comparison({"images": num_images}, functions, repeats=7, has_memory=False)
 
 
-def coco_eval(args: Namespace) -> Iterator[Comparison]:
-    """COCO evaluation of synthetic detections"""
-    dataset, detections = synthetic_coco(args.images, 10 if args.quick else 100)
-    ids = [x["id"] for x in dataset["categories"]]
-    backends = dict.fromkeys(["pycocotools", resolve_backend("auto")])
-
-    def run(backend, iou_type):
-        precision = coco_precision(dataset, detections, iou_type, category_ids=ids, backend=backend)
-        return {"AP": group_metrics(precision, range(len(ids)))["AP"]}
-
-    for iou_type in ("bbox", "segm"):
-        labels = {"IoU": iou_type, "images": args.images, "detections": len(detections)}
-        functions = {backend: partial(run, backend, iou_type) for backend in backends}
-        yield Comparison(labels, functions, repeats=1, warmup=0, has_memory=False)
-
-
-PARTS = {
-    x.__name__: x for x in (pixel_sets, branch, cam, self_similarity, model, mapper, coco_eval)
-}
-
-
 # -- heads and RoIs -------------------------------------------------------------------------------
 
 
@@ -329,41 +306,3 @@ def _shapes(num_images, side, annotations):
         file = os.path.join(folder, "annotations", f"{annotations}.json")
         register_coco_format(name, file, os.path.join(folder, "train"))
         yield name
-
-
-def synthetic_coco(num_images: int, num_detections: int, num_classes: int = 80):
-    """
-    Returns:
-        tuple[dict, list[dict]]: COCO dataset of images with 7 objects on average, and COCO results:
-        for each image three moved copies of its objects, then false ones, with lower scores.
-    """
-    rng, width, height = np.random.default_rng(0), 640, 480
-    categories = [{"id": i, "name": str(i)} for i in range(1, num_classes + 1)]
-    images = [{"id": i, "width": width, "height": height} for i in range(1, num_images + 1)]
-    annotations, detections = [], []
-
-    def random_object():
-        radius = np.exp(rng.uniform(np.log(8), np.log(150), size=2))
-        angles = np.sort(rng.uniform(0, 2 * np.pi, size=16))
-        polygon = radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        return polygon + rng.uniform(0, (width, height)), int(rng.integers(num_classes)) + 1
-
-    def describe(image, polygon, category_id):
-        polygon = polygon.clip(0, (width, height)).ravel().tolist()
-        (rle,) = mask_util.frPyObjects([polygon], height, width)
-        box, area = mask_util.toBbox(rle).tolist(), float(mask_util.area(rle))
-        rle["counts"] = rle["counts"].decode()
-        ids = {"image_id": image["id"], "category_id": category_id}
-        return {**ids, "bbox": box, "area": area, "segmentation": rle}
-
-    for image in images:
-        objects = [random_object() for _ in range(rng.poisson(7))]
-        for x in objects:
-            annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **describe(image, *x)})
-        for i in range(num_detections):
-            is_copy = i < 3 * len(objects)
-            polygon, category_id = objects[i % len(objects)] if is_copy else random_object()
-            polygon = polygon + np.ptp(polygon, axis=0) * rng.normal(0, 0.05, size=2)
-            score = rng.random() * (1.0 if is_copy else 0.5)
-            detections.append({"score": score, **describe(image, polygon, category_id)})
-    return {"images": images, "annotations": annotations, "categories": categories}, detections

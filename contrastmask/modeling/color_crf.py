@@ -22,7 +22,7 @@ _ITERATIONS = 5
 _STRIDE = 2
 # In inference, where it has to be quick; a color is the mean of a few samples of its cell.
 _QUICK = {"is_tight": False, "num_iterations": 2, "stride": 4}
-_QUICK_SAMPLING_RATIO = 2
+_QUICK_SAMPLES = 2
 
 
 class ColorCRF(nn.Module):
@@ -93,7 +93,7 @@ class ColorCRF(nn.Module):
         margin = round(size / 14)
         if is_quick:
             weight, options = self.test_weight, _QUICK
-            crop = {"margin": margin, "sampling_ratio": _QUICK_SAMPLING_RATIO}
+            crop = {"margin": margin, "num_samples": _QUICK_SAMPLES}
         else:
             weight, options = self.weight, {}
             crop = {"margin": 2 * margin}

@@ -6,7 +6,8 @@ from argparse import Namespace
 import benchmark
 import pytest
 import torch
-from benchmark_parts import Comparison, model, synthetic_coco
+from benchmark_data import synthetic_coco
+from benchmark_parts import Comparison, model
 from small_model import CONFIG_FILE
 
 
@@ -43,6 +44,9 @@ def test_every_part_gives_plausible_numbers(tmp_path, capsys):
     aps = {(x["IoU"], x["AP"]) for x in parts["coco_eval"]}
     assert len(aps) == 2  # the same with each library
     assert all(5 < ap < 95 for _, ap in aps)
+    assert [x["what"] for x in parts["coco_size"]] == ["2 images", "4 images", "8 images"]
+    for row in parts["coco_size"]:
+        assert all(row[x] > 0 for x in ("inspect", "pack", "evaluate segm", "GB, evaluate segm"))
 
 
 def test_variants_of_the_model():
