@@ -167,9 +167,10 @@ def crop_colors(
         cell = (rois[:, 3:] - rois[:, 1:3]) / size
         low, high = rois[:, 1:3] - margin * cell, rois[:, 3:] + margin * cell
         if num_samples > 0:
-            steps = torch.arange(num_cells * num_samples, device=cell.device) + 0.5
-            samples = low[:, :, None] + cell[:, :, None] * (steps / num_samples)
-            colors = F.avg_pool2d(_nearest(images.tensor, rois[:, 0], samples), num_samples)
+            steps = torch.arange(num_cells, device=cell.device)
+            parts = (torch.arange(num_samples, device=cell.device) + 0.5) / num_samples
+            points = low[..., None, None] + cell[..., None, None] * (steps + parts[:, None])
+            colors = _mean_of_pixels(images.tensor, rois[:, 0], points)
         else:
             crop = ROIAlign((num_cells, num_cells), 1.0, 0, aligned=True)
             rois = torch.cat([rois[:, :1], low, high], dim=1)
@@ -186,22 +187,27 @@ def crop_colors(
         return colors, y[:, :, None] & x[:, None, :]
 
 
-def _nearest(images, index, points):
+def _mean_of_pixels(images, index, points):
     """
     Args:
         images (Tensor): (N, C, h, w).
         index (Tensor): (T,) of the image.
-        points (Tensor): (T, 2, P) float, x and y of the columns and rows of a grid, in pixels.
+        points (Tensor): (T, 2, S, P) float, x and y of S columns and rows in each cell, in pixels.
 
     Returns:
-        Tensor: (T, C, P, P) float32, the pixels at, or next to, the points of the grid.
+        Tensor: (T, C, P, P) float32, means of the pixels at, or next to, the S x S points of a cell.
     """
     num_channels, height, width = images.shape[1:]
     x = points[:, 0].clamp(0, width - 1).long()
     y = points[:, 1].clamp(0, height - 1).long()
-    planes = index.long()[:, None] * num_channels + torch.arange(num_channels, device=x.device)
-    rows = planes[:, :, None] * height + y[:, None]
-    return images.float().take(rows[..., None] * width + x[:, None, None])
+    channels = torch.arange(num_channels, device=x.device)
+    planes = (index.long()[:, None] * num_channels + channels)[:, :, None] * height
+    images, total = images.float(), 0.0
+    for rows in y.unbind(1):
+        begins = ((planes + rows[:, None]) * width)[..., None]
+        for columns in x.unbind(1):
+            total = total + images.take(begins + columns[:, None, None])
+    return total / points.shape[2] ** 2
 
 
 def _pairs(x, step):

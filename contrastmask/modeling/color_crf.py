@@ -215,8 +215,8 @@ def _vote_weights(points, has_vote, margin, stride):
     points = points - points.mean(dim=(2, 3), keepdim=True)  # small numbers keep squares exact
     inner = slice(margin, points.shape[-1] - margin)
     cells = points[:, :, inner, inner].flatten(2)
-    voters = F.avg_pool2d(points, stride).flatten(2)
-    share = F.avg_pool2d(has_vote[:, None], stride).flatten(2)
+    voters = _mean_of_squares(points, stride).flatten(2)
+    share = _mean_of_squares(has_vote[:, None], stride).flatten(2)
     # One product of matrices gives minus half the squared distances, and the log of the shares.
     own = -0.5 * cells.square().sum(1, keepdim=True)
     other = share.clamp(min=1e-9).log() - 0.5 * voters.square().sum(1, keepdim=True)
@@ -226,6 +226,11 @@ def _vote_weights(points, has_vote, margin, stride):
     return (voters.transpose(1, 2) @ cells).clamp_(min=-20).exp_()
 
 
+def _mean_of_squares(x, side):
+    """avg_pool2d of (R, C, N, N), in half of the time that a CPU takes for it."""
+    return x.unflatten(2, (-1, side)).mean(3).unflatten(3, (-1, side)).mean(4)
+
+
 def _mean_field(start, votes, weight, margin, stride, num_iterations):
     """(R, H, H) logits after some iterations from `start` (R, H, H); see `refine_by_color`."""
     # A cell that is like no other is left as it is.
@@ -233,7 +238,7 @@ def _mean_field(start, votes, weight, margin, stride, num_iterations):
     logits = start
     for _ in range(num_iterations):
         sides = F.pad(torch.tanh(logits / 2), [margin] * 4, value=-1.0)
-        expected = F.avg_pool2d(sides[:, None], stride).flatten(2)
+        expected = _mean_of_squares(sides[:, None], stride).flatten(2)
         logits = start + (weight * (expected @ votes)).view_as(start)
     return logits
 
