@@ -22,6 +22,7 @@ import time
 from typing import Callable, List, Optional
 
 import benchmark_data as data
+import benchmark_inference
 import benchmark_parts as parts
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from contrastmask.engine.programs import parse_args, program
 
 _MODEL_PARTS = (parts.pixel_sets, parts.branch, parts.cam, parts.self_similarity, parts.model)
 _DATA_PARTS = (parts.mapper, data.coco_eval, data.coco_size)
-PARTS = {x.__name__: x for x in (*_MODEL_PARTS, *_DATA_PARTS)}
+PARTS = {x.__name__: x for x in (*_MODEL_PARTS, benchmark_inference.inference, *_DATA_PARTS)}
 _SIZES = {"channels": 256, "side": 28, "rois": None, "detections": [10, 100], "images": 5000}
 _QUICK = {"channels": 8, "side": 14, "rois": [2, 4], "detections": [3], "images": 10, "repeats": 1}
 # Parameters of mallopt in glibc's malloc.h
@@ -65,7 +66,7 @@ def measure(comparison: Comparison, device: str, repeats: Optional[int] = None) 
     for name, function in functions.items():
         times = 1e3 * np.array(seconds[name])  # wall clock and processor
         low, median, high = np.percentile(times[:, 0], (10, 50, 90))
-        ratio, cpu_ratio = np.median(times / reference / 1e3, axis=0)
+        ratio, cpu_ratio = np.median(seconds[name] / reference, axis=0)
         row = {**comparison.labels, "what": name, "ms": median, "p10": low, "p90": high}
         row.update({"ratio": ratio, "cpu ms": np.median(times[:, 1]), "cpu ratio": cpu_ratio})
         if comparison.has_memory:
@@ -126,10 +127,16 @@ def _parse_args(argv):
     add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     dtypes = ["float32", "bfloat16", "float16"]
-    add("--dtype", nargs="+", choices=dtypes, default=dtypes[:1], help="of branch and model")
+    add(
+        "--dtype",
+        nargs="+",
+        choices=dtypes,
+        default=dtypes[:1],
+        help="of branch, model, inference",
+    )
     add("--rois", nargs="+", type=_positive, help="of pixel_sets, branch and self_similarity")
     add("--classes", nargs="+", type=_positive, default=[80, 1200, 3000], help="of cam")
-    add("--config-file", default="quickstart.yaml", help="of model and mapper")
+    add("--config-file", default="quickstart.yaml", help="of model, inference and mapper")
     add(
         "--variant",
         nargs="+",
@@ -138,10 +145,16 @@ def _parse_args(argv):
         help="of model: a name, and what to set for it. Can be repeated. Default: ContrastMask "
         "without and with box supervision",
     )
-    add("--detections", nargs="+", type=_positive, help="of model, in an image; default: 10 100")
+    add(
+        "--detections",
+        nargs="+",
+        type=_positive,
+        help="in an image; default: 10 100",
+    )
     add("--images", type=_positive, help="of coco_eval; default: 5000")
     add("--repeats", type=_positive, help="measurements of each function")
     add("--threads", type=_positive, default=torch.get_num_threads(), help="of PyTorch on the CPU")
+    add("--compile", action="store_true", help="of inference: also torch.compile, for minutes")
     add("--profile", action="store_true", help="also print which operators take most time")
     add("--json", metavar="FILE", help="also write the numbers to this file")
     add("--quick", action="store_true", help="tiny sizes: the numbers mean nothing")

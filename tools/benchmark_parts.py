@@ -63,7 +63,7 @@ def branch(args: Namespace) -> Iterator[Comparison]:
     """
 
     def run(dtype, loss):
-        with _autocast(args, dtype):
+        with autocast(args, dtype):
             loss().backward()
 
     for dtype in args.dtype:
@@ -219,7 +219,8 @@ def _features(args, num, side):
     return torch.randn(num, args.channels, side, side).abs_().to(args.device)
 
 
-def _autocast(args, dtype):
+def autocast(args: Namespace, dtype: str) -> torch.autocast:
+    """For `dtype`, one of "float32" (which it leaves alone), "bfloat16", "float16"."""
     device_type = torch.device(args.device).type
     return torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != "float32")
 
@@ -240,7 +241,7 @@ def _fused_attention(x):
 
 # -- whole models and data ------------------------------------------------------------------------
 
-_QUICK = (
+MODEL_QUICK = (
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "MODEL.FPN.OUT_CHANNELS", "32"),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "5", "MODEL.ROI_CONTRASTIVE_HEAD.NUM_CONV", "1"),
 )
@@ -248,7 +249,7 @@ _QUICK = (
 
 def _config(args, dataset, opts=()):
     plain = ["MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST", "False"]  # unless a variant sets it
-    opts = [*(_QUICK if args.quick else ()), *plain, *args.opts, *opts]
+    opts = [*(MODEL_QUICK if args.quick else ()), *plain, *args.opts, *opts]
     opts += ["DATASETS.TRAIN", f"('{dataset}',)", "DATASETS.BASE_CLASSES", "['auto']"]
     # Built-in masks may have holes. Without a score threshold there are as many detections as asked
     # for.
@@ -269,7 +270,7 @@ class _Model:
         scaler = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)  # before PyTorch 2.3
         self._scaler = scaler(enabled=dtype == "float16")
         self._max_iter = cfg.SOLVER.MAX_ITER
-        self._autocast = partial(_autocast, args, dtype)
+        self._autocast = partial(autocast, args, dtype)
         np.random.seed(0)  # of Detectron2's augmentations
         mapper = ContrastMaskDatasetMapper(cfg, is_train=True)
         self._batch = [mapper(record) for record in DatasetCatalog.get(dataset)]

@@ -195,7 +195,7 @@ def _mean_of_pixels(images, index, points):
         points (Tensor): (T, 2, S, P) float, x and y of S columns and rows in each cell, in pixels.
 
     Returns:
-        Tensor: (T, C, P, P) float32, means of the pixels at, or next to, the S x S points of a cell.
+        Tensor: (T, C, P, P) float32, means of the pixels at, or next to, the points of a cell.
     """
     num_channels, height, width = images.shape[1:]
     x = points[:, 0].clamp(0, width - 1).long()

@@ -40,6 +40,12 @@ def test_every_part_gives_plausible_numbers(tmp_path, capsys):
         assert rows[0]["peak MB"] < rows[1]["peak MB"] and rows[0]["peak ratio"] == 1
     assert training[0]["loss"] < training[1]["loss"] < training[2]["loss"]
     assert [x["masks"] for x in inference] == [3, 3, 3]
+    assert all(x["masks"] == 3 for x in parts["inference"])
+    whole, *stages = [x["cpu ms"] for x in parts["inference"] if "difference" not in x]
+    assert len(stages) == 10 and all(0 < x < whole for x in stages)
+    ways = {x["what"]: x["difference"] for x in parts["inference"] if "difference" in x}
+    assert ways["mask branch as it is"] == 0 and ways["8 RoIs at a time"] < 1e-4
+    assert ways["features pooled once"] < 1e-4  # both at 14 x 14 here
     assert [x["what"] for x in parts["mapper"]] == ["Detectron2", "ContrastMask"]
     aps = {(x["IoU"], x["AP"]) for x in parts["coco_eval"]}
     assert len(aps) == 2  # the same with each library
