@@ -79,6 +79,25 @@ def test_masks_fit_boxes_and_do_not_overlap():
     assert kinds == {list, dict}
 
 
+def test_polygons_lie_where_their_masks_do():
+    """In COCO's pixels, whose centers are at halves."""
+    offsets = []
+    for number in range(40):
+        for _, mask in shapes.draw_image(160, [2, 0, number])[1]:
+            segmentation = shapes._annotation(mask, with_mask=True)["segmentation"]
+            if isinstance(segmentation, list) and len(segmentation) == 1:
+                x, y = np.array(segmentation[0]).reshape(-1, 2).T
+                following = np.roll(x, -1), np.roll(y, -1)
+                cross = x * following[1] - following[0] * y
+                center = [
+                    ((i + j) * cross).sum() / cross.sum() / 3 for i, j in zip((x, y), following)
+                ]
+                rows, columns = np.where(mask)
+                offsets.append(np.subtract(center, (columns.mean() + 0.5, rows.mean() + 0.5)))
+    assert len(offsets) > 60
+    assert np.abs(np.mean(offsets, axis=0)).max() < 0.05
+
+
 def test_few_novel_shapes_fill_their_boxes():
     # What makes novel mask AP mean something: filled boxes are bad masks.
     fill = {name: [] for name in SHAPE_CLASSES}
