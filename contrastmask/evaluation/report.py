@@ -136,7 +136,7 @@ def _precision_recall_chart(precisions, split):
 
 def _training_chart(metrics):
     """Data URI; losses over the iterations and, after several evaluations, AP. None for no loss."""
-    losses = _series(metrics, r"total_loss|loss_.*")
+    losses = _series(metrics, r"(val/)?total_loss|loss_.*")
     aps = {
         k: v for k, v in _series(metrics, r"(bbox|segm)(-base|-novel)?/AP").items() if len(v) > 1
     }
@@ -148,7 +148,8 @@ def _training_chart(metrics):
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items()
     ):
         for key, points in sorted(series.items()):
-            style = {"color": "black", "linewidth": 2} if key == "total_loss" else {}
+            style = {"color": "black", "linewidth": 2} if key.endswith("total_loss") else {}
+            style["linestyle"] = "--" if key.startswith("val/") else "-"
             ax.plot(*zip(*sorted(points.items())), label=key.replace("/AP", ""), **style)
         ax.set(title=title, xlabel="iteration")
         ax.set_ylim(bottom=0)

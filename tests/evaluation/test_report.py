@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import math
@@ -237,3 +238,12 @@ def test_boxes_are_drawn_where_they_are_in_the_crop(tmp_path, monkeypatch):
 def test_metrics_without_losses():
     assert _training_chart([]) is None
     assert _training_chart([{"iteration": 5, "lr": 0.1, "total_loss": float("nan")}]) is None
+
+
+def test_curve_of_validation_losses():
+    lines = [{"iteration": i, "total_loss": 3.0 - i / 9, "val/loss_mask": 1.0} for i in (4, 9)]
+    lines[1]["val/total_loss"] = 2.5
+    prefix, content = _training_chart(lines).split(",", 1)
+    assert prefix == "data:image/svg+xml;base64"
+    labels = re.findall(r"<!-- (\S*loss\S*) -->", base64.b64decode(content).decode())
+    assert labels == ["losses", "total_loss", "val/total_loss"]
