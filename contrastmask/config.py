@@ -293,7 +293,7 @@ def _add_mask_head_config(cfg):
     crf.AT_TEST = False
     # Weight of the vote of all other cells against a mask's own logit. 0 leaves masks as they are.
     crf.WEIGHT = 4.0
-    # The same at test time, where votes come from larger cells.
+    # The same at test time, where votes come from larger cells, once.
     crf.TEST_WEIGHT = 3.0
     # A vote counts less with the distance between two cells, as a Gaussian of this standard
     # deviation, in sides of the box ...

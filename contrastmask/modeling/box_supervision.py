@@ -142,7 +142,7 @@ def color_affinity_loss(
 
 
 def crop_colors(
-    images: ImageList, boxes: list[Boxes], size: int, margin: int = _MARGIN, num_samples: int = 0
+    images: ImageList, boxes: list[Boxes], size: int, margin: int = _MARGIN, nearest: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Mean colors of the cells of boxes, and of a margin around them.
@@ -152,8 +152,8 @@ def crop_colors(
         boxes (list[Boxes]): T boxes, for each image.
         size (int): cells along a side of a box.
         margin (int): m, cells; as many as neighbors are apart unless given.
-        num_samples (int): if not 0, the mean of only so many of its pixels along a side of a cell,
-            which takes a fraction of the time.
+        nearest (bool): the pixel at the center of each cell instead of their mean, in a fraction of
+            the time.
 
     Returns:
         tuple[Tensor, Tensor]: colors (T, 3, size + 2 m, size + 2 m) float32, no gradient, and
@@ -166,18 +166,14 @@ def crop_colors(
         )
         cell = (rois[:, 3:] - rois[:, 1:3]) / size
         low, high = rois[:, 1:3] - margin * cell, rois[:, 3:] + margin * cell
-        if num_samples > 0:
-            steps = torch.arange(num_cells, device=cell.device)
-            parts = (torch.arange(num_samples, device=cell.device) + 0.5) / num_samples
-            points = low[..., None, None] + cell[..., None, None] * (steps + parts[:, None])
-            colors = _mean_of_pixels(images.tensor, rois[:, 0], points)
+        steps = torch.arange(num_cells, device=cell.device) + 0.5
+        centers = low[:, :, None] + cell[:, :, None] * steps  # T, (x, y), cells
+        if nearest:
+            colors = _pixels_at(images.tensor, rois[:, 0], centers)
         else:
             crop = ROIAlign((num_cells, num_cells), 1.0, 0, aligned=True)
             rois = torch.cat([rois[:, :1], low, high], dim=1)
             colors = crop(images.tensor.float(), rois.float())
-
-        steps = torch.arange(num_cells, device=cell.device) + 0.5
-        centers = low[:, :, None] + cell[:, :, None] * steps  # T, (x, y), cells
         # Filled on the device: a copy from the host would wait for it.
         limits = [
             torch.stack([torch.full_like(x.tensor[:, 0], n) for n in (width, height)], dim=1)
@@ -187,27 +183,22 @@ def crop_colors(
         return colors, y[:, :, None] & x[:, None, :]
 
 
-def _mean_of_pixels(images, index, points):
+def _pixels_at(images, index, points):
     """
     Args:
         images (Tensor): (N, C, h, w).
         index (Tensor): (T,) of the image.
-        points (Tensor): (T, 2, S, P) float, x and y of S columns and rows in each cell, in pixels.
+        points (Tensor): (T, 2, P) float, x and y of the columns and rows of a grid, in pixels.
 
     Returns:
-        Tensor: (T, C, P, P) float32, means of the pixels at, or next to, the points of a cell.
+        Tensor: (T, C, P, P) float32, the pixels at, or next to, the points of the grid.
     """
     num_channels, height, width = images.shape[1:]
     x = points[:, 0].clamp(0, width - 1).long()
     y = points[:, 1].clamp(0, height - 1).long()
-    channels = torch.arange(num_channels, device=x.device)
-    planes = (index.long()[:, None] * num_channels + channels)[:, :, None] * height
-    images, total = images.float(), 0.0
-    for rows in y.unbind(1):
-        begins = ((planes + rows[:, None]) * width)[..., None]
-        for columns in x.unbind(1):
-            total = total + images.take(begins + columns[:, None, None])
-    return total / points.shape[2] ** 2
+    planes = index.long()[:, None] * num_channels + torch.arange(num_channels, device=x.device)
+    rows = planes[:, :, None] * height + y[:, None]
+    return images.take(rows[..., None] * width + x[:, None, None]).float()
 
 
 def _pairs(x, step):

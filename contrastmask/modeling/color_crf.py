@@ -20,9 +20,16 @@ _TIGHT_LOGIT = 2.0
 _ITERATIONS = 5
 # Votes come from cells of twice the size, which costs a quarter.
 _STRIDE = 2
-# In inference, where it has to be quick; a color is the mean of a few samples of its cell.
-_QUICK = {"is_tight": False, "num_iterations": 2, "stride": 4}
-_QUICK_SAMPLES = 2
+# In inference, where it has to be quick; a color is that of the pixel in the middle of its cell.
+_QUICK = {"is_tight": False, "num_iterations": 1, "stride": 4}
+
+
+# X, Y and Z of the three primaries of sRGB, relative to those of white.
+_XYZ = (
+    (0.412453 / 0.950456, 0.357580 / 0.950456, 0.180423 / 0.950456),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334 / 1.088754, 0.119193 / 1.088754, 0.950227 / 1.088754),
+)
 
 
 class ColorCRF(nn.Module):
@@ -93,7 +100,7 @@ class ColorCRF(nn.Module):
         margin = round(size / 14)
         if is_quick:
             weight, options = self.test_weight, _QUICK
-            crop = {"margin": margin, "num_samples": _QUICK_SAMPLES}
+            crop = {"margin": margin, "nearest": True}
         else:
             weight, options = self.weight, {}
             crop = {"margin": 2 * margin}
@@ -182,15 +189,12 @@ def rgb_to_lab(colors: torch.Tensor) -> torch.Tensor:
     x = (colors / 255).clamp(0, 1)
     linear = torch.where(x > 0.04045, _power((x + 0.055) / 1.055, 2.4), x / 12.92)
     red, green, blue = linear.unbind(1)
-    xyz = [
-        (0.412453 * red + 0.357580 * green + 0.180423 * blue) / 0.950456,
-        0.212671 * red + 0.715160 * green + 0.072169 * blue,
-        (0.019334 * red + 0.119193 * green + 0.950227 * blue) / 1.088754,
-    ]
+    xyz = [torch.add(torch.add(r * red, green, alpha=g), blue, alpha=b) for r, g, b in _XYZ]
     xyz = torch.stack(xyz, dim=1)
     threshold, slope = (6 / 29) ** 3, (29 / 6) ** 2 / 3
     root = _power(xyz.clamp(min=threshold), 1 / 3)
-    f, g, h = torch.where(xyz > threshold, root, slope * xyz + 4 / 29).unbind(1)
+    # The line touches the root at the threshold and is above it elsewhere.
+    f, g, h = torch.minimum(root, slope * xyz + 4 / 29).unbind(1)
     return torch.stack([116 * g - 16, 500 * (f - g), 200 * (g - h)], dim=1)
 
 
@@ -233,13 +237,13 @@ def _mean_of_squares(x, side):
 
 def _mean_field(start, votes, weight, margin, stride, num_iterations):
     """(R, H, H) logits after some iterations from `start` (R, H, H); see `refine_by_color`."""
-    # A cell that is like no other is left as it is.
-    weight = weight / votes.sum(dim=1, keepdim=True).clamp(min=1e-3)
     logits = start
     for _ in range(num_iterations):
         sides = F.pad(torch.tanh(logits / 2), [margin] * 4, value=-1.0)
         expected = _mean_of_squares(sides[:, None], stride).flatten(2)
-        logits = start + (weight * (expected @ votes)).view_as(start)
+        sums, norms = (torch.cat([expected, torch.ones_like(expected)], dim=1) @ votes).unbind(1)
+        # A cell that is like no other is left as it is.
+        logits = start + (weight * sums / norms.clamp(min=1e-3)).view_as(start)
     return logits
 
 

@@ -78,8 +78,8 @@ def test_no_similar_colors():
     assert loss == 0 and (logits.grad == 0).all()
 
 
-@pytest.mark.parametrize("num_samples", [0, 1, 2])
-def test_colors_of_cells(num_samples):
+@pytest.mark.parametrize("nearest", [False, True])
+def test_colors_of_cells(nearest):
     # Cells of 4 pixels; a cell's color is its place, and the box starts at the third.
     side = 40
     places = torch.arange(side).float() // 4
@@ -87,7 +87,7 @@ def test_colors_of_cells(num_samples):
     images[1, 0], images[1, 1], images[1, 2] = places, places[:, None], 7.0
     boxes = [Boxes(torch.zeros(0, 4)), Boxes(torch.tensor([[12.0, 8.0, 28.0, 24.0]]))]
     images = batch(images[0], images[1, :, :, :32])
-    colors, in_image = crop_colors(images, boxes, 4, num_samples=num_samples)
+    colors, in_image = crop_colors(images, boxes, 4, nearest=nearest)
     assert colors.shape == (1, 3, 8, 8)
     assert in_image.shape == (1, 8, 8)
     # The last cells of the eight would begin at x = 32, behind the image.
@@ -98,16 +98,13 @@ def test_colors_of_cells(num_samples):
     assert (colors[0, 2] == 7).all()
 
 
-def test_samples_of_cells():
-    """The mean of the pixels at the samples; one beyond the image is the nearest pixel in it."""
-    image = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(1))
-    box = torch.tensor([[11.0, 2.5, 31.0, 14.5]])  # cells of 5 x 3 pixels, margins of one cell
-    colors, _ = crop_colors(batch(image), [Boxes(box)], 4, margin=1, num_samples=2)
-    x = [int(6 + 2.5 * (i + 0.5)) for i in range(12)]
-    y = [int(max(-0.5 + 1.5 * (i + 0.5), 0)) for i in range(12)]
-    grid = image[:, y][:, :, [min(i, 29) for i in x]]
-    expected = grid.reshape(3, 6, 2, 6, 2).mean(dim=(2, 4))
-    assert torch.allclose(colors[0], expected, atol=1e-6)
+def test_nearest_pixels():
+    """Those at the centers of the cells; beyond the image, those at its border."""
+    images = torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(1))
+    boxes = [Boxes(torch.zeros(0, 4)), Boxes(torch.tensor([[11.0, 2.5, 31.0, 14.5]]))]
+    colors, _ = crop_colors(batch(*images), boxes, 4, margin=1, nearest=True)
+    x, y = [8, 13, 18, 23, 28, 29], [1, 4, 7, 10, 13, 16]  # cells of 5 x 3 pixels
+    assert torch.equal(colors[0], images[1][:, y][:, :, x])
 
 
 @pytest.mark.parametrize("padding", [0, 8])
