@@ -10,7 +10,7 @@ from tabulate import tabulate
 from .annotation_values import ReadingOptions
 from .checks import check_image_files
 from .class_split import ClassSplit
-from .coco_format import Annotations, load_json, read_annotations
+from .coco_format import Annotations, load_json, paused_garbage_collection, read_annotations
 from .images import ImageReader
 from .masks import to_rle
 from .reading_report import AnnotationFileError, ReadingReport
@@ -113,6 +113,7 @@ class Inspection:
         return self.report.table() if self.report.findings else "No problems found."
 
 
+@paused_garbage_collection()
 def inspect_annotation_file(
     json_file: str,
     image_root: str,

@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
 
 from ..data import Annotations, annotations_of, read_annotations
+from ..data.coco_format import paused_garbage_collection
 from ..data.masks import to_rle
 
 __all__ = ["GroundTruth", "read_ground_truth"]
@@ -91,6 +92,7 @@ def _read(dataset_name: str, output_dir: Optional[str]) -> Annotations:
     return read_annotations(path)
 
 
+@paused_garbage_collection()
 def _coco_annotations(annotations: Annotations) -> List[dict]:
     result = []
     for record in annotations.records:

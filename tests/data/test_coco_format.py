@@ -1,6 +1,7 @@
 """Reading annotation files: what is repaired, refused, warned of, and left as it is."""
 
 import copy
+import gc
 import json
 
 import cv2
@@ -901,3 +902,16 @@ def test_a_missing_image_that_nobody_needs_is_not_called_found(tmp_path, folder)
     path.write_text(json.dumps(sound_content()))
     findings = read_annotations(str(path), str(folder), needs_images=False).report.findings
     assert [(x.what, len(x.where)) for x in findings] == [("missing image file", 1)]
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_garbage_collection_is_as_before(folder, tmp_path, is_enabled):
+    path = tmp_path / "broken.json"
+    path.write_text('{"images": [')
+    try:
+        (gc.enable if is_enabled else gc.disable)()
+        with pytest.raises(AnnotationFileError):
+            read_annotations(str(path), str(folder))
+        assert gc.isenabled() == is_enabled
+    finally:
+        gc.enable()
