@@ -19,7 +19,8 @@ def _then(end):
 
     def append_masks(journal, indices, masks):
         if comm.get_rank() == 1 and kept:
-            first = Path(journal.name.replace("-1", ""))
+            second = Path(journal.name)
+            first = second.with_name(second.name.replace("-1", ""))
             while first.read_bytes().count(b"\n") < 2:
                 time.sleep(0.01)
             end()
