@@ -176,7 +176,7 @@ class _Limits:
     shortest: int
 
 
-_CPU_LIMITS, _GPU_LIMITS = _Limits(1.25, 384, 160), _Limits(2.0, 1333, 320)
+_CPU_LIMITS, _GPU_LIMITS = _Limits(1.25, 384, 192), _Limits(2.0, 1333, 320)
 
 
 def plan(data: TrainingData, device: Device, given: Sequence[Choice] = ()) -> Plan:
@@ -251,8 +251,8 @@ def _image_choices(data: TrainingData, device: Device) -> Tuple[int, int, List[C
     size = f"{np.median(short_sides):.0f} x {np.median(data.image_sizes.max(1)):.0f}"
     reason = (
         f"The median image has {size} pixels and the median object a side of "
-        f"{np.median(sides):.0f}, which becomes {now:.0f}. Wanted are {_OBJECT_SIDE}, "
-        f"within images of at most {limits.longest} pixels that grow by at most "
+        f"{np.median(sides):.0f}, which becomes {now:.0f}. Wanted are {_OBJECT_SIDE}, in images "
+        f"with sides of {limits.shortest} to {limits.longest} pixels that grow by at most "
         f"{limits.enlargement:g}."
     )
     return (

@@ -42,7 +42,7 @@ def values(data, device=CPU, given=()):
         ((200, 300), 100, 192),  # 96 / 100 of 200
         ((200, 200), 20, 256),  # 1.25 of 200, rounded to 16
         ((400, 800), 40, 192),  # 384 / 2
-        ((400, 400), 380, 160),  # no smaller
+        ((400, 400), 380, 192),  # no smaller
     ],
 )
 def test_image_size_on_a_cpu(size, side, short):
