@@ -33,6 +33,7 @@ __all__ = [
     "detect",
     "encode",
     "load_model",
+    "masks_and_cams_for_boxes",
     "masks_for_boxes",
 ]
 
@@ -341,10 +342,28 @@ def masks_for_boxes(
     Raises:
         ValueError: for a box that is not finite or has no area in its image.
     """
+    masks, _ = masks_and_cams_for_boxes(model, encoded, boxes, classes, rle=rle)
+    return masks
+
+
+def masks_and_cams_for_boxes(
+    model: nn.Module,
+    encoded: Encoded,
+    boxes: Sequence[np.ndarray],
+    classes: Sequence[Sequence[int]],
+    *,
+    rle: bool = True,
+) -> Tuple[List[List[BoxMask]], List[torch.Tensor]]:
+    """
+    Args, errors: see :func:`masks_for_boxes`.
+
+    Returns:
+        N lists of R masks, and N tensors (R, h, w), the CAM of its class in each box.
+    """
     sizes = [encoded.file_size(i) for i in range(len(boxes))]
     boxes = [_clip(x, *size) for x, size in zip(boxes, sizes)]
     if not sum(map(len, boxes)):
-        return [[] for _ in boxes]
+        return [[] for _ in boxes], [torch.zeros(0, 1, 1) for _ in boxes]
     given = []
     for x, ids, (height, width), image_size in zip(
         boxes, classes, sizes, encoded.images.image_sizes
@@ -355,10 +374,11 @@ def masks_for_boxes(
         instances.pred_classes = torch.tensor(ids, dtype=torch.int64)
         given.append(instances.to(model.device))
     results = model.roi_heads.forward_with_given_boxes(encoded.features, given, encoded.images)
-    return [
+    masks = [
         _paste(result.pred_masks[:, 0], x, size, rle)
         for result, x, size in zip(results, boxes, sizes)
     ]
+    return masks, [x.pred_cams for x in results]
 
 
 def _clip(boxes: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -10,16 +10,20 @@ from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 import pycocotools.mask as mask_util
+import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import BitMasks
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 from torch import nn
 
 from ..data import ClassSplit
-from ..predictor import detect, encode, masks_for_boxes
+from ..modeling.cam import cam_auc
+from ..modeling.mask_head import crop_mask_targets
+from ..predictor import detect, encode, masks_and_cams_for_boxes
 from .coco_eval import METRICS, coco_precision, group_metrics, harmonic_mean, resolve_backend
 from .ground_truth import read_ground_truth
 from .results import GROUPS, group_key
@@ -27,13 +31,16 @@ from .results import GROUPS, group_key
 logger = logging.getLogger(__name__)
 
 _COCO_MAX_DETS = 100
+# Side of the grid on which CAMs are compared with masks.
+_CAM_CELLS = 28
 
 
 class EvaluationModel(nn.Module):
     """
     A detector for evaluation. Its outputs also have "gt_box_masks", a list of :class:`BoxMask` for
-    the "annotations" of the input, from the same features. An input with a "problem" instead of an
-    "image" is an image that cannot be read, and gets an empty output.
+    the "annotations" of the input, and "gt_box_cams", their CAMs, from the same features. An input
+    with a "problem" instead of an "image" is an image that cannot be read, and gets an empty
+    output.
     """
 
     def __init__(self, model: nn.Module, *, gt_box_masks: bool = True):
@@ -64,14 +71,17 @@ class EvaluationModel(nn.Module):
         model = self._detector
         encoded = encode(model, inputs)
         annotations = [x.get("annotations", ()) for x in inputs]
-        masks = masks_for_boxes(
+        masks, cams = masks_and_cams_for_boxes(
             model,
             encoded,
             [np.array([x["bbox"] for x in xs]).reshape(-1, 4) for xs in annotations],
             [[x["category_id"] for x in xs] for xs in annotations],
         )
         instances = detect(model, encoded)
-        return [{"instances": x, "gt_box_masks": y} for x, y in zip(instances, masks)]
+        return [
+            {"instances": x, "gt_box_masks": y, "gt_box_cams": z}
+            for x, y, z in zip(instances, masks, cams)
+        ]
 
 
 @dataclass
@@ -85,7 +95,8 @@ class EvaluationData:
         category_ids: category id of each class of the model; None for one that the file lacks.
         precisions: "bbox" and "segm" -> (T, R, K, A) from `coco_precision`.
         gt_box_masks: of the objects with a mask: "category_id" (contiguous), "bbox" (XYXY),
-            "file_name", the RLEs "truth" and "predicted", and their "iou".
+            "file_name", the RLEs "truth" and "predicted", their "iou", and the "cam_auc" of
+            :func:`cam_auc`, NaN without CAMs.
     """
 
     images: Dict[object, dict]
@@ -106,8 +117,8 @@ class ContrastMaskEvaluator(DatasetEvaluator):
     - "segm-harmonic": harmonic mean of base and novel mask AP (key "AP" only);
     - "gt-box-mask", "gt-box-mask-base", "gt-box-mask-novel": the key "IoU" is the mean IoU, in
       percent, of the masks predicted for ground-truth boxes of objects that have a mask, crowds
-      left out; "IoU-<class name>" is that of one class. Only with the outputs of
-      :class:`EvaluationModel`;
+      left out; "IoU-<class name>" is that of one class; "CAM_AUC" is the mean of :func:`cam_auc`
+      for these boxes, in percent. Only with the outputs of :class:`EvaluationModel`;
     - with `eval_filled_boxes`: "segm-filled-box", "segm-filled-box-base" and
       "segm-filled-box-novel": mask AP of the same detections with their boxes as masks.
 
@@ -178,7 +189,7 @@ class ContrastMaskEvaluator(DatasetEvaluator):
         Args:
             inputs: of the model, with "image_id"; with "annotations" for "gt_box_masks". One with a
                 "problem" is an image that could not be read.
-            outputs: "instances" (Instances), and perhaps "gt_box_masks".
+            outputs: "instances" (Instances), and perhaps "gt_box_masks" and "gt_box_cams".
         """
         for x, output in zip(inputs, outputs):
             if "problem" in x:
@@ -190,7 +201,7 @@ class ContrastMaskEvaluator(DatasetEvaluator):
                 "instances": instances_to_coco_json(instances, x["image_id"]),
             }
             if "gt_box_masks" in output:
-                prediction["gt_box_masks"] = _compare_masks(x, output["gt_box_masks"])
+                prediction["gt_box_masks"] = _compare_masks(x, output)
             self._predictions.append(prediction)
 
     def evaluate(self, img_ids: Optional[Sequence] = None) -> Dict[str, Dict[str, float]]:
@@ -269,7 +280,7 @@ class ContrastMaskEvaluator(DatasetEvaluator):
                 classes["segm-filled-box"] = classes["segm"]
         names = []
         for task, measured in classes.items():
-            metrics = ("IoU",) if task == "gt-box-mask" else METRICS
+            metrics = ("IoU", "CAM_AUC") if task == "gt-box-mask" else METRICS
             groups = [x for x, class_ids in self._groups.items() if measured & set(class_ids)]
             names += [f"{group_key(task, x)}/{metric}" for x in groups for metric in metrics]
             if task == "segm" and {"base", "novel"} <= set(groups):
@@ -347,12 +358,18 @@ class ContrastMaskEvaluator(DatasetEvaluator):
 
     def _evaluate_gt_box_masks(self):
         split = self._class_split
-        ious, of_class = defaultdict(list), defaultdict(list)
+        groups, of_class = defaultdict(list), defaultdict(list)
         for x in self._gt_box_masks:
-            ious["all"].append(x["iou"])
-            ious[split.role(x["category_id"])].append(x["iou"])
+            groups["all"].append(x)
+            groups[split.role(x["category_id"])].append(x)
             of_class[x["category_id"]].append(x["iou"])
-        results = {group_key("gt-box-mask", x): {"IoU": _mean_percent(ious[x])} for x in GROUPS}
+        results = {
+            group_key("gt-box-mask", group): {
+                "IoU": _mean_percent([x["iou"] for x in groups[group]]),
+                "CAM_AUC": _mean_percent([x["cam_auc"] for x in groups[group]]),
+            }
+            for group in GROUPS
+        }
         for i, name in enumerate(split.class_names):
             results["gt-box-mask"][f"IoU-{name}"] = _mean_percent(of_class[i])
         return results
@@ -433,8 +450,10 @@ def boxes_as_masks(detections: List[dict], images: Dict[object, dict]) -> List[d
     return [{**x, "segmentation": rle} for x, rle in zip(detections, rles)]
 
 
-def _compare_masks(x, masks):
+def _compare_masks(x, output):
     """Ground truth and prediction for each annotation of an input, as in `EvaluationData`."""
+    annotations, masks = x.get("annotations", ()), output["gt_box_masks"]
+    aucs = _cam_aucs(annotations, output.get("gt_box_cams"))
     return [
         {
             **{k: annotation[k] for k in ("category_id", "bbox")},
@@ -442,10 +461,23 @@ def _compare_masks(x, masks):
             "truth": annotation["segmentation"],
             "predicted": mask.mask,
             "iou": float(mask_util.iou([mask.mask], [annotation["segmentation"]], [0])[0, 0]),
+            "cam_auc": auc,
         }
-        for annotation, mask in zip(x.get("annotations", ()), masks)
+        for annotation, mask, auc in zip(annotations, masks, aucs)
     ]
 
 
+def _cam_aucs(annotations, cams):
+    if cams is None or not len(annotations):
+        return [float("nan")] * len(annotations)
+    masks = np.stack([mask_util.decode(x["segmentation"]) for x in annotations])
+    boxes = torch.tensor([x["bbox"] for x in annotations], dtype=torch.float32)
+    masks = crop_mask_targets(
+        BitMasks(torch.from_numpy(masks)), torch.arange(len(boxes)), boxes, _CAM_CELLS
+    )
+    return cam_auc(cams.cpu(), masks).tolist()
+
+
 def _mean_percent(values):
+    values = [x for x in values if not np.isnan(x)]
     return 100 * float(np.mean(values)) if values else float("nan")

@@ -21,6 +21,7 @@ _ROWS = (
     ("mask AP", "segm", "AP"),
     ("mask AP50", "segm", "AP50"),
     ("mask IoU at ground-truth boxes", "gt-box-mask", "IoU"),
+    ("CAM AUC at ground-truth boxes", "gt-box-mask", "CAM_AUC"),
     ("mask AP, box masks", "segm-filled-box", "AP"),
     ("mask AP50, box masks", "segm-filled-box", "AP50"),
 )
@@ -48,7 +49,7 @@ def format_results_table(results, others=None):
         _row(f"{title}, {name}", other, task, metric)
         for name, other in (others or {}).items()
         for title, task, metric in _ROWS
-        if task in other and task in ("segm", "gt-box-mask")
+        if task in other and title.startswith("mask") and task != "segm-filled-box"
     ]
     table = tabulate(
         rows,
@@ -72,12 +73,14 @@ def write_results_json(results, path, class_split=None):
           "box":  {"base": {"AP": .., "AP50": .., "AP75": .., "APs": .., "APm": .., "APl": ..},
                    "novel": {..}, "all": {..}, "per_class": {"<class name>": AP, ..}},
           "mask": {same as "box", and "harmonic_mean": of base and novel AP},
-          "gt_box_mask": {"base": {"IoU": ..}, "novel": {..}, "all": {..}, "per_class": {IoU}},
+          "gt_box_mask": {"base": {"IoU": .., "CAM_AUC": ..}, "novel": {..}, "all": {..},
+                          "per_class": {IoU}},
           "filled_box_mask": {"base": {"AP": .., ..}, "novel": {..}, "all": {..}},
           "classes": {"base": ["<class name>", ..], "novel": [..]}
         }
 
-    "gt_box_mask" is the mean IoU of the masks that are predicted for ground-truth boxes, and
+    "gt_box_mask" is the mean IoU of the masks that are predicted for ground-truth boxes, and how
+    well CAMs tell the objects from what is around them (50 is chance);
     "filled_box_mask" what the boxes of the detections would give as masks ("box masks"). The three
     of masks are there only if they were evaluated, "classes" only if `class_split` is given.
 

@@ -57,3 +57,25 @@ def min_max_normalize(maps: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     span = high - low
     varies = span > eps * torch.maximum(low.abs(), high.abs()).clamp(min=1)
     return (maps - low) / torch.where(varies, span, torch.inf)
+
+
+def cam_auc(cams: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """
+    How well CAMs tell objects from what is around them: the probability that a cell of the object
+    has a larger value than another cell of its box (the area under the ROC curve).
+
+    Args:
+        cams (Tensor): (R, h, w) float.
+        masks (Tensor): (R, H, H) bool, of the objects in their boxes; CAMs are resized to them.
+
+    Returns:
+        Tensor: (R,) float32, 0.5 for chance; NaN where a mask is empty or fills its box.
+    """
+    values = resize_map(cams[:, None].float(), masks.shape[-1]).flatten(1)
+    masks = masks.flatten(1)
+    ordered = values.sort(dim=1).values
+    first, last = (torch.searchsorted(ordered, values, right=x) for x in (False, True))
+    ranks = (first + last + 1) / 2  # equal values share their mean rank
+    num_inside = masks.sum(dim=1).float()
+    pairs = num_inside * (masks.shape[1] - num_inside)
+    return ((ranks * masks).sum(dim=1) - num_inside * (num_inside + 1) / 2) / pairs

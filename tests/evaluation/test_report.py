@@ -112,7 +112,8 @@ def test_numbers_are_those_of_the_evaluation(report):
     expected = []
     for task in ("bbox", "segm", "gt-box-mask", "segm-filled-box"):
         for group, key in (("base", f"{task}-base"), ("novel", f"{task}-novel"), ("all", task)):
-            numbers = [results[key][m] for m in (("IoU",) if task == "gt-box-mask" else aps)]
+            metrics = ("IoU", "CAM_AUC") if task == "gt-box-mask" else aps
+            numbers = [results[key][m] for m in metrics]
             expected.append([group, *map(shown, numbers)])
     assert cells == expected
     assert f"mask AP: {results['segm-harmonic']['AP']:.2f}" in page

@@ -1,6 +1,11 @@
 import torch
 
-from contrastmask.modeling.cam import class_activation_map, min_max_normalize, resize_map
+from contrastmask.modeling.cam import (
+    cam_auc,
+    class_activation_map,
+    min_max_normalize,
+    resize_map,
+)
 
 
 def test_cam_is_the_weighted_sum_of_channels():
@@ -59,3 +64,23 @@ def test_cam_is_float32_under_autocast():
 
 def test_resize_of_no_rois():
     assert resize_map(torch.zeros(0, 1, 7, 7), 14).shape == (0, 1, 14, 14)
+
+
+def test_auc_is_the_share_of_ordered_pairs():
+    torch.manual_seed(0)
+    cams = torch.randint(0, 5, (4, 6, 6)).float()  # with many equal values
+    masks = torch.rand(4, 6, 6) < torch.tensor([0.1, 0.5, 0.5, 0.9])[:, None, None]
+    for cam, mask, found in zip(cams, masks, cam_auc(cams, masks)):
+        difference = cam[mask][:, None] - cam[~mask]
+        expected = (difference > 0).float().mean() + (difference == 0).float().mean() / 2
+        torch.testing.assert_close(found, expected)
+
+
+def test_auc_of_a_smaller_cam():
+    cams = torch.tensor([[[3.0, 1.0], [3.0, 1.0]], [[2.0, 2.0], [2.0, 2.0]]])
+    left = torch.zeros(2, 8, 8, dtype=torch.bool)
+    left[:, :, :4] = True
+    torch.testing.assert_close(cam_auc(cams, left), torch.tensor([1.0, 0.5]))
+    torch.testing.assert_close(cam_auc(-cams, left), torch.tensor([0.0, 0.5]))
+    assert cam_auc(cams, torch.zeros_like(left)).isnan().all()
+    assert cam_auc(cams, torch.ones_like(left)).isnan().all()
