@@ -330,9 +330,9 @@ def mask_branch_choices(data: TrainingData, num_iterations: int) -> List[Choice]
         Choice(
             "MODEL.ROI_MASK_HEAD.CAM_ON",
             False,
-            "Where classes have few different objects, the CAM of the paper costs 3 IoU (photo "
-            "cut-outs); where no two are alike, it brings 5 (built-in data). An annotation file "
-            "does not tell which is true: worth a comparison.",
+            "It helps if CAMs are good on new images, which the evaluation tells: with a CAM AUC "
+            "below 70 the CAM costs (2.9 novel IoU on photo cut-outs), above 70 it brought 3.8 on "
+            "the built-in data and nothing on photographs of animals: worth a comparison then.",
         ),
         Choice(
             "MODEL.ROI_CONTRASTIVE_HEAD.ENABLED",
