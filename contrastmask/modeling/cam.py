@@ -66,12 +66,13 @@ def cam_auc(cams: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
     Args:
         cams (Tensor): (R, h, w) float.
-        masks (Tensor): (R, H, H) bool, of the objects in their boxes; CAMs are resized to them.
+        masks (Tensor): (R, H, H) bool, of the objects in their boxes. Cells of the CAM are repeated
+            to this size: interpolated, many would be equal but for rounding errors.
 
     Returns:
         Tensor: (R,) float32, 0.5 for chance; NaN where a mask is empty or fills its box.
     """
-    values = resize_map(cams[:, None].float(), masks.shape[-1]).flatten(1)
+    values = F.interpolate(cams[:, None].float(), size=masks.shape[-2:], mode="nearest").flatten(1)
     masks = masks.flatten(1)
     ordered = values.sort(dim=1).values
     first, last = (torch.searchsorted(ordered, values, right=x) for x in (False, True))
