@@ -470,12 +470,14 @@ def _compare_masks(x, output):
 def _cam_aucs(annotations, cams):
     if cams is None or not len(annotations):
         return [float("nan")] * len(annotations)
-    masks = np.stack([mask_util.decode(x["segmentation"]) for x in annotations])
-    boxes = torch.tensor([x["bbox"] for x in annotations], dtype=torch.float32)
-    masks = crop_mask_targets(
-        BitMasks(torch.from_numpy(masks)), torch.arange(len(boxes)), boxes, _CAM_CELLS
-    )
-    return cam_auc(cams.cpu(), masks).tolist()
+    return cam_auc(cams.cpu(), torch.cat([_crop_mask(x) for x in annotations])).tolist()
+
+
+def _crop_mask(annotation):
+    """(1, C, C) bool. One at a time: masks of the size of a large photograph take much memory."""
+    mask = torch.from_numpy(mask_util.decode(annotation["segmentation"]))[None]
+    box = torch.tensor([annotation["bbox"]], dtype=torch.float32)
+    return crop_mask_targets(BitMasks(mask), torch.tensor([0]), box, _CAM_CELLS)
 
 
 def _mean_percent(values):

@@ -49,7 +49,7 @@ def format_results_table(results, others=None):
         _row(f"{title}, {name}", other, task, metric)
         for name, other in (others or {}).items()
         for title, task, metric in _ROWS
-        if task in other and title.startswith("mask") and task != "segm-filled-box"
+        if task in other and task in ("segm", "gt-box-mask") and metric != "CAM_AUC"
     ]
     table = tabulate(
         rows,
