@@ -40,6 +40,7 @@ class ColorCRF(nn.Module):
         *,
         weight: float,
         test_weight: float,
+        test_bias: float,
         distance: float,
         color_distance: float,
         pixel_mean: list[float],
@@ -50,11 +51,12 @@ class ColorCRF(nn.Module):
         Args:
             weight, test_weight, distance, color_distance (float): see :func:`refine_by_color`; the
                 second weight is that of the quick form. With a weight of 0 masks stay as they are.
+            test_bias (float): added to logits first in the quick form.
             pixel_mean, pixel_std (list[float]): with which the model normalizes images.
             is_bgr (bool): whether the first channel is blue instead of red.
         """
         super().__init__()
-        self.weight, self.test_weight = weight, test_weight
+        self.weight, self.test_weight, self.test_bias = weight, test_weight, test_bias
         self.distance, self.color_distance = distance, color_distance
         self.is_bgr = is_bgr
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
@@ -75,6 +77,7 @@ class ColorCRF(nn.Module):
         return cls(
             weight=keys.WEIGHT,
             test_weight=keys.TEST_WEIGHT,
+            test_bias=keys.TEST_BIAS,
             distance=keys.DISTANCE,
             color_distance=keys.COLOR_DISTANCE,
             pixel_mean=cfg.MODEL.PIXEL_MEAN,
@@ -99,10 +102,10 @@ class ColorCRF(nn.Module):
         size = int(logits.shape[-1])  # a tensor in torch.jit.trace
         margin = round(size / 14)
         if is_quick:
-            weight, options = self.test_weight, _QUICK
+            weight, bias, options = self.test_weight, self.test_bias, _QUICK
             crop = {"margin": margin, "nearest": True}
         else:
-            weight, options = self.weight, {}
+            weight, bias, options = self.weight, 0.0, {}
             crop = {"margin": 2 * margin}
         with full_precision(logits):
             logits = logits.float()
@@ -111,7 +114,7 @@ class ColorCRF(nn.Module):
             colors, in_image = crop_colors(images, boxes, size, **crop)
             colors = colors * self.pixel_std[:, None, None] + self.pixel_mean[:, None, None]
             return refine_by_color(
-                logits,
+                logits + bias,
                 rgb_to_lab(colors.flip(1) if self.is_bgr else colors),
                 in_image,
                 weight=weight,

@@ -1,7 +1,8 @@
 """
 Self-training, a mask loss for ground-truth boxes without a mask: a teacher, the slow average of the
-mask head (Tarvainen and Valpola, NIPS 2017), predicts their masks, colors correct these, and the
-mask head learns the result. Not part of ContrastMask. Training only.
+mask head (Tarvainen and Valpola, NIPS 2017), predicts their masks, colors correct these, cells that
+belong to another of these boxes are taken away, and the mask head learns the result. Not part of
+ContrastMask. Training only.
 """
 
 import copy
@@ -13,7 +14,12 @@ from detectron2.structures import Boxes, ImageList
 from torch import nn
 
 from .color_crf import ColorCRF
+from .layers import full_precision
 
+# A cell belongs to another box if the teacher's logit there is larger by more than this.
+_CLAIM = 2.0
+# Logits are at least this; it is also the logit of what is outside a box.
+_MIN_LOGIT = -9.0
 
 class SelfTraining(nn.Module):
     """
@@ -114,7 +120,10 @@ class SelfTraining(nn.Module):
             tuple[Tensor, Tensor]: (T, H, H) bool, the masks to learn, and the teacher's own.
         """
         logits = self.teacher(*inputs)[:, 0]
-        return self.crf(logits, images, boxes, is_quick=False) > 0, logits > 0
+        masks = self.crf(logits, images, boxes, is_quick=False) > 0
+        of_images = zip(logits.split([len(x) for x in boxes]), boxes)
+        claimed = torch.cat([claimed_by_others(x, y.tensor) for x, y in of_images])
+        return masks & ~claimed, logits > 0
 
     def forward(
         self,
@@ -132,8 +141,8 @@ class SelfTraining(nn.Module):
 
         Returns:
             tuple[Tensor, dict[str, Tensor]]: 0-dim float32, the weighted loss, and numbers for the
-            event storage: the mean IoU of the labels with the teacher's masks (what the colors
-            changed) and with the mask head's, and the share of foreground.
+            event storage: the mean IoU of the labels with the teacher's masks (what was corrected)
+            and with the mask head's, and the share of foreground.
         """
         labels, predicted = self.labels(inputs, images, boxes)
         learned = logits.detach()[:, 0] > 0
@@ -143,6 +152,46 @@ class SelfTraining(nn.Module):
             "iou_with_mask_head": _mean_iou(labels, learned),
             "foreground": labels.float().mean(),
         }
+
+
+def claimed_by_others(
+    logits: torch.Tensor, boxes: torch.Tensor, others_at_once: int = 16
+) -> torch.Tensor:
+    """
+    Where boxes overlap, as those of animals in a herd, colors cannot tell the objects apart. A cell
+    is another object's if the mask of that one is surer of it.
+
+    Args:
+        logits (Tensor): (T, H, H), of masks in boxes.
+        boxes (Tensor): (T, 4) float, XYXY, of one image.
+        others_at_once (int): bounds the memory.
+
+    Returns:
+        Tensor: (T, H, H) bool. Nothing is read from the device.
+    """
+    with full_precision(logits):
+        own = logits.float().clamp(min=_MIN_LOGIT)
+        low, sides = boxes[:, :2], (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-5)
+        num_cells = logits.shape[-1]
+        centers = (torch.arange(num_cells, device=boxes.device) + 0.5) / num_cells
+        centers = low[:, :, None] + sides[:, :, None] * centers  # T, (x, y), cells
+        claims = torch.full_like(own, _MIN_LOGIT)
+        index = torch.arange(len(boxes), device=boxes.device)
+        for first in range(0, len(boxes), others_at_once):
+            chunk = slice(first, first + others_at_once)
+            # From -1 to 1 in the other box, as grid_sample wants it: others, T, (x, y), cells.
+            places = (centers - low[chunk, None, :, None]) / sides[chunk, None, :, None]
+            x, y = (2 * places - 1).unbind(2)
+            grid = torch.stack(torch.broadcast_tensors(x[:, :, None, :], y[:, :, :, None]), dim=-1)
+            # All T one below the other. Outside there are zeros.
+            sampled = F.grid_sample(
+                own[chunk, None] - _MIN_LOGIT, grid.flatten(1, 2), align_corners=False
+            )
+            sampled = sampled.view(-1, *own.shape) + _MIN_LOGIT
+            is_own = index[chunk, None] == index
+            sampled = sampled.masked_fill(is_own[:, :, None, None], _MIN_LOGIT)
+            claims = torch.maximum(claims, sampled.amax(dim=0))
+        return claims > own + _CLAIM
 
 
 def _mean_iou(one, other):

@@ -216,6 +216,7 @@ def test_weight_of_each_form(cfg, build_heads, setting):
     for weights in ((0.0, 2.0), (2.0, 0.0), (1.0, 2.0)):
         keys = cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF
         keys.WEIGHT, keys.TEST_WEIGHT = weights
+        keys.TEST_BIAS = 0.0
         crf = build_heads(cfg).color_crf
         results = [crf(logits, images, boxes, is_quick=x) for x in (False, True)]
         moved[weights] = [float((x - logits.clamp(-3, 3)).abs().mean()) for x in results]
@@ -223,6 +224,26 @@ def test_weight_of_each_form(cfg, build_heads, setting):
             assert torch.equal(result, logits) == (weight == 0)
     assert moved[1.0, 2.0][1] == moved[0.0, 2.0][1] > 0.1
     assert 0.1 < moved[1.0, 2.0][0] < moved[2.0, 0.0][0]
+
+
+def test_bias_at_test_time(cfg, build_heads, setting):
+    """It is added to the logits, and self-training's labels are made without it."""
+    _, images, given = setting
+    boxes = [x.pred_boxes for x in given]
+    logits = torch.randn(sum(map(len, boxes)), 14, 14)
+    keys = cfg.MODEL.ROI_MASK_HEAD.COLOR_CRF
+    assert keys.TEST_BIAS > 0
+    results = []
+    for bias in (0.0, 0.5):
+        keys.TEST_BIAS = bias
+        crf = build_heads(cfg).color_crf
+        results.append([crf(logits, images, boxes, is_quick=x) for x in (False, True)])
+    without = build_heads(cfg).color_crf
+    without.test_bias = 0.0
+    (labels, plain), (same_labels, biased) = results
+    assert torch.equal(labels, same_labels)
+    assert torch.equal(biased, without(logits + 0.5, images, boxes, is_quick=True))
+    assert (biased > 0).sum() > (plain > 0).sum()
 
 
 def test_settings(cfg, build_heads):

@@ -1,7 +1,9 @@
 """The mask loss of boxes without a mask from an averaged mask head's own predictions."""
 
 import copy
+import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from detectron2.structures import Boxes, ImageList
 
 from contrastmask.checkpoint import ContrastMaskCheckpointer
 from contrastmask.modeling.color_crf import refine_by_color, rgb_to_lab
-from contrastmask.modeling.self_training import SelfTraining
+from contrastmask.modeling.self_training import SelfTraining, claimed_by_others
 
 KEYS = "MODEL.ROI_MASK_HEAD.SELF_TRAINING"
 
@@ -63,6 +65,8 @@ def test_loss_in_words(cfg, build_heads, make_batch, run_heads, spy):
     in_image = labels_in_image(images, novel_boxes)
     options = {"weight": 4.0, "distance": 0.3, "color_distance": 4.0}
     refined = refine_by_color(logits, lab, in_image, **options) > 0
+    per_image = zip(logits.split([len(x) for x in novel_boxes]), novel_boxes)
+    refined &= ~torch.cat([claimed_by_others(x, y) for x, y in per_image])
     assert (refined == masks).float().mean() > 0.999
     assert (refined != (logits > 0)).float().mean() > 0.01
     numbers = {k: v for k, (v, _) in storage.latest().items() if k.startswith("self_training/")}
@@ -105,6 +109,63 @@ def labels_in_image(images, boxes, size=28, margin=4):
             x, y = (box[k] + cell[k] * place for k in (0, 1))
             flags.append(((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width)))
     return torch.stack(flags)
+
+
+def bilinear(logits, x, y):
+    """The value at (x, y) in cells, where everything outside of the grid is -9."""
+    values = np.pad(np.maximum(logits, -9.0), 1, constant_values=-9.0)
+    size = len(logits)
+    x, y = np.clip([x + 0.5, y + 0.5], 0, size + 1 - 1e-9)  # the center of the first is at 0.5
+    column, row = int(x), int(y)
+    along, down = x - column, y - row
+    upper, lower = (
+        (1 - along) * values[k, column] + along * values[k, column + 1] for k in (row, row + 1)
+    )
+    return (1 - down) * upper + down * lower
+
+
+@pytest.mark.parametrize("others_at_once", [1, 2, 16])
+def test_claims_against_loops(others_at_once):
+    """Boxes that overlap, one inside another, one alone, one twice."""
+    boxes = torch.tensor(
+        [[2, 3, 20, 15], [10, 0, 30, 28], [12, 5, 16, 9], [50, 50, 60, 90], [2, 3, 20, 15]]
+    ).float()
+    size = 6
+    logits = 4 * torch.randn(5, size, size, generator=torch.Generator().manual_seed(4))
+    logits[0, 0] = -30.0
+    expected = torch.zeros_like(logits, dtype=torch.bool)
+    for own, row, column in itertools.product(range(5), range(size), range(size)):
+        low, side = boxes[own, :2], (boxes[own, 2:] - boxes[own, :2]) / size
+        x, y = (low + side * (torch.tensor([column, row]) + 0.5)).tolist()
+        for other in set(range(5)) - {own}:
+            low, side = boxes[other, :2], (boxes[other, 2:] - boxes[other, :2]) / size
+            place = ((torch.tensor([x, y]) - low) / side).tolist()
+            claim = bilinear(logits[other].numpy(), *place)
+            if claim > max(float(logits[own, row, column]), -9) + 2:
+                expected[own, row, column] = True
+    found = claimed_by_others(logits, boxes, others_at_once)
+    assert torch.equal(found, expected)
+    assert 0.05 < found.float().mean() < 0.5 and not found[3].any()
+
+
+def test_claims_of_few_boxes():
+    assert claimed_by_others(torch.zeros(0, 4, 4), torch.zeros(0, 4)).shape == (0, 4, 4)
+    alone = torch.tensor([[0.0, 0.0, 5.0, 5.0]])
+    assert not claimed_by_others(torch.full((1, 4, 4), -20.0), alone).any()
+
+
+def test_boxes_of_different_images_do_not_claim(cfg, build_heads):
+    """Two boxes at the same place: in one image the surer one takes all, in two images nothing."""
+    heads = build_heads(cfg)
+    supervision = heads.self_training
+    supervision.crf.forward = lambda logits, *args, **kwargs: logits
+    logits = torch.stack([torch.full((28, 28), 1.0), torch.full((28, 28), 5.0)])[:, None]
+    supervision.teacher.forward = lambda logits: logits
+    box = torch.tensor([[1.0, 1.0, 9.0, 9.0]])
+    apart, _ = supervision.labels((logits,), None, [Boxes(box), Boxes(box)])
+    together, own = supervision.labels((logits,), None, [Boxes(box.repeat(2, 1)), Boxes(box[:0])])
+    assert apart.all() and own.all()
+    assert not together[0].any() and together[1].all()
 
 
 def test_masks_of_novel_classes_are_not_used(cfg, build_heads, make_batch, run_heads):
@@ -275,7 +336,13 @@ def test_every_key_reaches_the_loss(heads_cfg, build_heads):
     heads_cfg.MODEL.PIXEL_MEAN, heads_cfg.MODEL.PIXEL_STD = [9.0, 8.0, 7.0], [1.0, 2.0, 3.0]
     options = {
         "SELF_TRAINING": {"LOSS_WEIGHT": 0.7, "START": 0.25, "RAMP": 0.5, "DECAY": 0.9},
-        "COLOR_CRF": {"WEIGHT": 5.0, "TEST_WEIGHT": 1.5, "DISTANCE": 0.2, "COLOR_DISTANCE": 6.0},
+        "COLOR_CRF": {
+            "WEIGHT": 5.0,
+            "TEST_WEIGHT": 1.5,
+            "TEST_BIAS": 0.25,
+            "DISTANCE": 0.2,
+            "COLOR_DISTANCE": 6.0,
+        },
     }
     for group, values in options.items():
         for name, value in values.items():
@@ -284,7 +351,7 @@ def test_every_key_reaches_the_loss(heads_cfg, build_heads):
     found = build_heads(heads_cfg).self_training
     assert (found.weight, found.start, found.ramp_length, found.decay) == (0.7, 50, 100, 0.9)
     crf = found.crf
-    assert (crf.weight, crf.test_weight) == (5.0, 1.5)
+    assert (crf.weight, crf.test_weight, crf.test_bias) == (5.0, 1.5, 0.25)
     assert (crf.distance, crf.color_distance) == (0.2, 6.0)
     assert crf.pixel_mean.tolist() == [9, 8, 7] and crf.pixel_std.tolist() == [1, 2, 3]
     assert crf.is_bgr and heads_cfg.INPUT.FORMAT == "BGR"
