@@ -190,10 +190,10 @@ class MaskBranch:
         if self.self_training is not None:
             scalars["self_training/num_rois"] = len(rois.box_only)
             if len(rois.box_only) and self.self_training.ramp(iteration) > 0:
-                index, boxes = rois.box_only.index, rois.box_only.boxes
-                inputs = tuple(None if x is None else x[index] for x in inputs)
+                group = rois.box_only
+                inputs = tuple(None if x is None else x[group.index] for x in inputs)
                 losses["loss_self_training"], numbers = self.self_training(
-                    logits[index], inputs, images, boxes, iteration
+                    logits[group.index], inputs, images, group.boxes, group.classes, iteration
                 )
                 scalars.update({f"self_training/{k}": v for k, v in numbers.items()})
 

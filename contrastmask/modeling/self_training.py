@@ -1,8 +1,8 @@
 """
 Self-training, a mask loss for ground-truth boxes without a mask: a teacher, the slow average of the
 mask head (Tarvainen and Valpola, NIPS 2017), predicts their masks, colors correct these, cells that
-belong to another of these boxes are taken away, and the mask head learns the result. Not part of
-ContrastMask. Training only.
+belong to another object of the class are taken away, and the mask head learns the result. Not part
+of ContrastMask. Training only.
 """
 
 import copy
@@ -16,7 +16,7 @@ from torch import nn
 from .color_crf import ColorCRF
 from .layers import full_precision
 
-# A cell belongs to another box if the teacher's logit there is larger by more than this.
+# A cell belongs to another object if the teacher's logit there is larger by more than this.
 _CLAIM = 2.0
 # Logits are at least this; it is also the logit of what is outside a box.
 _MIN_LOGIT = -9.0
@@ -108,21 +108,27 @@ class SelfTraining(nn.Module):
 
     @torch.no_grad()
     def labels(
-        self, inputs: tuple[torch.Tensor | None, ...], images: ImageList, boxes: list[Boxes]
+        self,
+        inputs: tuple[torch.Tensor | None, ...],
+        images: ImageList,
+        boxes: list[Boxes],
+        classes: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             inputs (tuple[Tensor or None]): of the mask head, for T boxes.
             images (ImageList): N, the normalized batch.
             boxes (list[Boxes]): the T boxes, for each image.
+            classes (Tensor): (T,) int64.
 
         Returns:
             tuple[Tensor, Tensor]: (T, H, H) bool, the masks to learn, and the teacher's own.
         """
         logits = self.teacher(*inputs)[:, 0]
         masks = self.crf(logits, images, boxes, is_quick=False) > 0
-        of_images = zip(logits.split([len(x) for x in boxes]), boxes)
-        claimed = torch.cat([claimed_by_others(x, y.tensor) for x, y in of_images])
+        lengths = [len(x) for x in boxes]
+        of_images = zip(logits.split(lengths), boxes, classes.split(lengths))
+        claimed = torch.cat([claimed_by_others(x, y.tensor, z) for x, y, z in of_images])
         return masks & ~claimed, logits > 0
 
     def forward(
@@ -131,12 +137,13 @@ class SelfTraining(nn.Module):
         inputs: tuple[torch.Tensor | None, ...],
         images: ImageList,
         boxes: list[Boxes],
+        classes: torch.Tensor,
         iteration: int,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """
         Args:
             logits (Tensor): (T, 1, H, H) mask logits of boxes without a mask, T > 0.
-            inputs, images, boxes: see :meth:`labels`.
+            inputs, images, boxes, classes: see :meth:`labels`.
             iteration (int): in which :meth:`ramp` is above 0.
 
         Returns:
@@ -144,7 +151,7 @@ class SelfTraining(nn.Module):
             event storage: the mean IoU of the labels with the teacher's masks (what was corrected)
             and with the mask head's, and the share of foreground.
         """
-        labels, predicted = self.labels(inputs, images, boxes)
+        labels, predicted = self.labels(inputs, images, boxes, classes)
         learned = logits.detach()[:, 0] > 0
         loss = F.binary_cross_entropy_with_logits(logits[:, 0].float(), labels.float())
         return loss * (self.weight * self.ramp(iteration)), {
@@ -155,15 +162,17 @@ class SelfTraining(nn.Module):
 
 
 def claimed_by_others(
-    logits: torch.Tensor, boxes: torch.Tensor, others_at_once: int = 16
+    logits: torch.Tensor, boxes: torch.Tensor, classes: torch.Tensor, others_at_once: int = 16
 ) -> torch.Tensor:
     """
-    Where boxes overlap, as those of animals in a herd, colors cannot tell the objects apart. A cell
-    is another object's if the mask of that one is surer of it.
+    Where boxes of a class overlap, as in a herd, colors cannot tell the objects apart. A cell is
+    another object's if the mask of that one is surer of it. Not so for different classes: people
+    often draw what lies on a table as part of the table.
 
     Args:
         logits (Tensor): (T, H, H), of masks in boxes.
         boxes (Tensor): (T, 4) float, XYXY, of one image.
+        classes (Tensor): (T,) int64.
         others_at_once (int): bounds the memory.
 
     Returns:
@@ -188,8 +197,8 @@ def claimed_by_others(
                 own[chunk, None] - _MIN_LOGIT, grid.flatten(1, 2), align_corners=False
             )
             sampled = sampled.view(-1, *own.shape) + _MIN_LOGIT
-            is_own = index[chunk, None] == index
-            sampled = sampled.masked_fill(is_own[:, :, None, None], _MIN_LOGIT)
+            is_rival = (classes[chunk, None] == classes) & (index[chunk, None] != index)
+            sampled = sampled.masked_fill(~is_rival[:, :, None, None], _MIN_LOGIT)
             claims = torch.maximum(claims, sampled.amax(dim=0))
         return claims > own + _CLAIM
 

@@ -48,9 +48,11 @@ def test_loss_in_words(cfg, build_heads, make_batch, run_heads, spy):
     gt_boxes = [x[x.is_gt_box] for x in sample.results[0]]
     is_novel = ~cat([x.gt_has_mask for x in gt_boxes])
     assert 0 < is_novel.sum() < len(is_novel)
-    ((inputs, images, boxes),) = labels.calls
+    ((inputs, images, boxes, classes),) = labels.calls
     novel_boxes = [x.proposal_boxes.tensor[~x.gt_has_mask] for x in gt_boxes]
     assert all(torch.equal(x.tensor, y) for x, y in zip(boxes, novel_boxes))
+    novel_classes = [x.gt_classes[~x.gt_has_mask] for x in gt_boxes]
+    assert torch.equal(classes, cat(novel_classes))
     ((masks, _),) = labels.results
     logits = mask_head.results[0][is_novel, 0]
     expected = 2 * F.binary_cross_entropy_with_logits(logits, masks.float())
@@ -65,8 +67,8 @@ def test_loss_in_words(cfg, build_heads, make_batch, run_heads, spy):
     in_image = labels_in_image(images, novel_boxes)
     options = {"weight": 4.0, "distance": 0.3, "color_distance": 4.0}
     refined = refine_by_color(logits, lab, in_image, **options) > 0
-    per_image = zip(logits.split([len(x) for x in novel_boxes]), novel_boxes)
-    refined &= ~torch.cat([claimed_by_others(x, y) for x, y in per_image])
+    per_image = zip(logits.split([len(x) for x in novel_boxes]), novel_boxes, novel_classes)
+    refined &= ~torch.cat([claimed_by_others(*x) for x in per_image])
     assert (refined == masks).float().mean() > 0.999
     assert (refined != (logits > 0)).float().mean() > 0.01
     numbers = {k: v for k, (v, _) in storage.latest().items() if k.startswith("self_training/")}
@@ -130,6 +132,7 @@ def test_claims_against_loops(others_at_once):
     boxes = torch.tensor(
         [[2, 3, 20, 15], [10, 0, 30, 28], [12, 5, 16, 9], [50, 50, 60, 90], [2, 3, 20, 15]]
     ).float()
+    classes = torch.tensor([3, 3, 3, 3, 7])  # the last would claim a lot of the first
     size = 6
     logits = 4 * torch.randn(5, size, size, generator=torch.Generator().manual_seed(4))
     logits[0, 0] = -30.0
@@ -137,21 +140,23 @@ def test_claims_against_loops(others_at_once):
     for own, row, column in itertools.product(range(5), range(size), range(size)):
         low, side = boxes[own, :2], (boxes[own, 2:] - boxes[own, :2]) / size
         x, y = (low + side * (torch.tensor([column, row]) + 0.5)).tolist()
-        for other in set(range(5)) - {own}:
+        for other in {x for x in range(5) if classes[x] == classes[own]} - {own}:
             low, side = boxes[other, :2], (boxes[other, 2:] - boxes[other, :2]) / size
             place = ((torch.tensor([x, y]) - low) / side).tolist()
             claim = bilinear(logits[other].numpy(), *place)
             if claim > max(float(logits[own, row, column]), -9) + 2:
                 expected[own, row, column] = True
-    found = claimed_by_others(logits, boxes, others_at_once)
+    found = claimed_by_others(logits, boxes, classes, others_at_once)
     assert torch.equal(found, expected)
-    assert 0.05 < found.float().mean() < 0.5 and not found[3].any()
+    assert 0.05 < found.float().mean() < 0.5 and not found[3:].any()
+    assert claimed_by_others(logits, boxes, torch.zeros(5))[4].any()
 
 
 def test_claims_of_few_boxes():
-    assert claimed_by_others(torch.zeros(0, 4, 4), torch.zeros(0, 4)).shape == (0, 4, 4)
+    none = torch.zeros(0)
+    assert claimed_by_others(torch.zeros(0, 4, 4), torch.zeros(0, 4), none).shape == (0, 4, 4)
     alone = torch.tensor([[0.0, 0.0, 5.0, 5.0]])
-    assert not claimed_by_others(torch.full((1, 4, 4), -20.0), alone).any()
+    assert not claimed_by_others(torch.full((1, 4, 4), -20.0), alone, torch.zeros(1)).any()
 
 
 def test_boxes_of_different_images_do_not_claim(cfg, build_heads):
@@ -162,8 +167,10 @@ def test_boxes_of_different_images_do_not_claim(cfg, build_heads):
     logits = torch.stack([torch.full((28, 28), 1.0), torch.full((28, 28), 5.0)])[:, None]
     supervision.teacher.forward = lambda logits: logits
     box = torch.tensor([[1.0, 1.0, 9.0, 9.0]])
-    apart, _ = supervision.labels((logits,), None, [Boxes(box), Boxes(box)])
-    together, own = supervision.labels((logits,), None, [Boxes(box.repeat(2, 1)), Boxes(box[:0])])
+    classes = torch.tensor([4, 4])
+    apart, _ = supervision.labels((logits,), None, [Boxes(box), Boxes(box)], classes)
+    boxes = [Boxes(box.repeat(2, 1)), Boxes(box[:0])]
+    together, own = supervision.labels((logits,), None, boxes, classes)
     assert apart.all() and own.all()
     assert not together[0].any() and together[1].all()
 
@@ -280,14 +287,14 @@ def test_without_colors_the_teacher_decides(cfg, build_heads, run_heads, spy):
 def test_order_of_color_channels(cfg, build_heads):
     results = []
     image = torch.rand(3, 60, 60)
-    boxes = [Boxes(torch.tensor([[10.0, 12.0, 50.0, 44.0]]))]
+    boxes, classes = [Boxes(torch.tensor([[10.0, 12.0, 50.0, 44.0]]))], torch.tensor([2])
     for order in ("RGB", "BGR"):
         cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_STD = order, [90.0] * 3
         supervision = build_heads(cfg).self_training
         x = image if order == "RGB" else image.flip(0)
         features = torch.randn(1, 16, 14, 14, generator=torch.Generator().manual_seed(2))
         inputs = features, None, torch.zeros(1, 10, 14, 14)
-        results.append(supervision.labels(inputs, ImageList.from_tensors([x]), boxes)[0])
+        results.append(supervision.labels(inputs, ImageList.from_tensors([x]), boxes, classes)[0])
     assert torch.equal(*results)
 
 
@@ -300,9 +307,8 @@ def test_mixed_precision(cfg, build_heads, run_heads, precision, spy):
         losses, _ = run_heads(heads)
     loss = losses["loss_self_training"]
     assert loss.dtype == torch.float32 and torch.isfinite(loss)
-    inputs, images, boxes = labels.calls[0]
     with torch.autocast("cpu", dtype=precision):
-        again = heads.self_training.labels(inputs, images, boxes)[0]
+        again = heads.self_training.labels(*labels.calls[0])[0]
     assert torch.equal(again, labels.results[0][0])
     sum(losses.values()).backward()
     assert heads.mask_head.predictor.weight.grad.any()
