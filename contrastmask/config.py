@@ -295,9 +295,9 @@ def _add_mask_head_config(cfg):
     crf.WEIGHT = 4.0
     # The same at test time, where votes come from larger cells, once.
     crf.TEST_WEIGHT = 3.0
-    # Added to mask logits at test time first: masks of novel classes lack parts of their objects, and
-    # the votes of what is around the box take more away.
-    crf.TEST_BIAS = 0.3
+    # Added to mask logits at test time first: on photographs, masks of novel classes lack parts of
+    # their objects, and the votes of what is around the box take more away.
+    crf.TEST_BIAS = 0.5
     # A vote counts less with the distance between two cells, as a Gaussian of this standard
     # deviation, in sides of the box ...
     crf.DISTANCE = 0.3

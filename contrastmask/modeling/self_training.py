@@ -21,6 +21,7 @@ _CLAIM = 2.0
 # Logits are at least this; it is also the logit of what is outside a box.
 _MIN_LOGIT = -9.0
 
+
 class SelfTraining(nn.Module):
     """
     The teacher, its labels and the loss. The teacher is in checkpoints, under the name of this
