@@ -272,8 +272,8 @@ def _add_mask_head_config(cfg):
     cfg.MODEL.ROI_MASK_HEAD.BOX_SUPERVISION.WARMUP = 0.5
     # Self-training, a third mask loss, on ground-truth boxes without a mask: a slow average of the
     # mask head predicts their masks, a conditional random field moves these to the edges of colors,
-    # and the mask head learns the result (not part of ContrastMask). Costs nothing at test time;
-    # see docs/RESULTS.md.
+    # overlapping ones of a class are divided, and the mask head learns the result (not part of
+    # ContrastMask). Costs nothing at test time; see docs/RESULTS.md.
     cfg.MODEL.ROI_MASK_HEAD.SELF_TRAINING = CN()
     self_training = cfg.MODEL.ROI_MASK_HEAD.SELF_TRAINING
     # Weight of that loss; 0 leaves it out.

@@ -110,6 +110,7 @@ def test_self_training_does_not_wait(heads_cfg, build_heads, make_batch, waits):
     heads = build_heads(heads_cfg).train()
     _, _, targets = make_batch(has_mask=False)
     boxes = [x.gt_boxes for x in targets]
+    classes = torch.cat([x.gt_classes for x in targets])
     num = sum(map(len, boxes))
     images = ImageList(torch.rand(2, 3, 120, 128), [x.image_size for x in targets])
     inputs = torch.rand(num, 16, 14, 14), None, torch.rand(num, 10, 14, 14)
@@ -117,7 +118,7 @@ def test_self_training_does_not_wait(heads_cfg, build_heads, make_batch, waits):
     waits.count = 0
     with waits:
         heads.self_training.update_teacher(heads.mask_head, 0)
-        loss, _ = heads.self_training(logits, inputs, images, boxes, iteration=119)
+        loss, _ = heads.self_training(logits, inputs, images, boxes, classes, iteration=119)
         loss.backward()
     assert loss > 0 and waits.count == 0
 
