@@ -32,7 +32,7 @@ package detectron2, such as a clone of its repository)
 endif
 endif
 # This checkout and DETECTRON2 come before what is installed.
-RUN = PYTHONPATH="$(DETECTRON2:%=$(abspath %):)$(CURDIR):$$PYTHONPATH" "$(ENV_PYTHON)"
+RUN = PYTHONPATH="$(if $(DETECTRON2),$(abspath $(DETECTRON2)):)$(CURDIR):$$PYTHONPATH" "$(ENV_PYTHON)"
 
 .DEFAULT_GOAL := help
 .PHONY: help environment active-environment test quickstart lint uninstall

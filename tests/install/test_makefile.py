@@ -138,6 +138,15 @@ def test_folder_without_detectron2(tmp_path):
     assert f"DETECTRON2={tmp_path}:" in make(ROOT, "test", f"DETECTRON2={tmp_path}").stderr
 
 
+@pytest.mark.parametrize("is_relative", [True, False])
+def test_folder_of_detectron2_comes_first(tmp_path, is_relative):
+    (tmp_path / "detectron2").mkdir()
+    (tmp_path / "detectron2" / "__init__.py").touch()
+    folder = os.path.relpath(tmp_path, ROOT) if is_relative else tmp_path
+    printed = make(ROOT, "--dry-run", "test", "USE_ACTIVE_ENV=1", f"DETECTRON2={folder}").stdout
+    assert f'PYTHONPATH="{tmp_path}:{ROOT}:' in printed
+
+
 def pins(path):
     """Names and versions of a requirement file, in which each release must have hashes."""
     result = {}
