@@ -25,7 +25,7 @@ HIDDEN = "star"  # has masks in the training file, and is not to be learned from
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Folder with a checkpoint, test data and results; training data and config are gone."""
+    """Folder with a checkpoint, test data and results; training data is gone, the config moved."""
     folder = tmp_path_factory.mktemp("enough")
     small_model.write_odd_data(folder, "train")
     small_model.write_odd_data(folder, "val", num_images=4, seed=8)
@@ -63,7 +63,7 @@ def trained(tmp_path_factory):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    config.unlink()
+    config.rename(folder / "moved.yaml")
     shutil.rmtree(folder / "train")
     for name in ("train.json", "train_full.json"):
         (folder / "annotations" / name).unlink()
@@ -139,6 +139,16 @@ def test_evaluation(trained, tmp_path):
     assert set(before["gt_box_mask"]) == {"base", "novel", "all", "per_class"}
     assert None not in [before["gt_box_mask"][x]["IoU"] for x in ("base", "novel", "all")]
     assert before["classes"]["base"] == list(Predictor(str(weights[1])).base)
+
+
+def test_evaluation_with_the_config_file(trained, tmp_path):
+    """It leaves the number of classes to the data, like all that --write-config writes."""
+    weights = ["MODEL.WEIGHTS", trained / "out" / "model_final.pth", "OUTPUT_DIR", tmp_path]
+    assert evaluate("--config-file", trained / "moved.yaml", *weights) == 0
+    before, after = (
+        json.loads((x / "results.json").read_text()) for x in (trained / "out", tmp_path)
+    )
+    assert before == after
 
 
 def test_evaluation_with_other_base_classes(trained, tmp_path):

@@ -38,13 +38,13 @@ logger = logging.getLogger(__name__)
 DESCRIPTION_KEY = "contrastmask"
 CLASSES_KEY = "DATASETS.CLASS_NAMES"
 # Last parts of the keys of MODEL that may differ between training and use: they concern training,
-# the device, or how many detections there are.
+# the device, colors, or how many detections there are.
 _FREE_KEYS = frozenset(
     "WEIGHTS WEIGHTS_EXCLUDE DEVICE FROZEN_PARTS FREEZE_AT CHANNELS_LAST BATCH_SIZE_PER_IMAGE "
     "POSITIVE_FRACTION IOU_THRESHOLDS IOU_LABELS BOUNDARY_THRESH LOW_QUALITY_MIN_IOU "
     "INCLUDE_GT_BOXES PROPOSAL_APPEND_GT TRAIN_ON_PRED_BOXES GT_BOXES_ONLY LOGIT_INIT_STD "
     "BBOX_REG_LOSS_TYPE BBOX_REG_LOSS_WEIGHT SMOOTH_L1_BETA LOSS_WEIGHT MAX_COLOR_DISTANCE WARMUP "
-    "START RAMP DECAY AT_TEST WEIGHT DISTANCE COLOR_DISTANCE "
+    "START RAMP DECAY AT_TEST WEIGHT TEST_WEIGHT TEST_BIAS DISTANCE COLOR_DISTANCE "
     "DELTA FALLBACK_DELTA MIN_QUERY_SIZE RING_WIDTH MIN_SET_SIZE SAMPLE_FRACTION LOSS_FORM "
     "TEMPERATURE_EASY TEMPERATURE_HARD MAX_ROIS RAMP_START RAMP_STEPS RAMP_FULL_STEP "
     "PRE_NMS_TOPK_TRAIN POST_NMS_TOPK_TRAIN PRE_NMS_TOPK_TEST POST_NMS_TOPK_TEST NMS_THRESH "
@@ -145,6 +145,8 @@ class Description:
             What it says differently of the model, its input and its classes; names the keys.
         """
         ours = dict(_items(self.training_config()))
+        if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:  # follows from the classes, which come below
+            overridden = [*overridden, "MODEL.ROI_HEADS.NUM_CLASSES"]
         found = [
             f"{key} is {value!r} in the config and {ours[key]!r} in the checkpoint"
             for key, value in sorted(_items(cfg))

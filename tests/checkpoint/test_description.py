@@ -112,9 +112,18 @@ def test_fully_supervised(save):
 def test_config_file_that_agrees(save, config_file):
     path = save("SEED", "5")
     lines = [AUTO, "SEED: 6", "SOLVER: {MAX_ITER: 9}", "INPUT: {MIN_SIZE_TEST: 77}"]
-    cfg = model_config(config_file(*lines), [], path)
+    colors = "  ROI_MASK_HEAD: {COLOR_CRF: {AT_TEST: False, TEST_WEIGHT: 2.0, TEST_BIAS: 0.1}}"
+    cfg = model_config(config_file(colors, *lines), [], path)
     assert cfg.SEED == 6 and cfg.INPUT.MIN_SIZE_TEST == 77
     assert model_class_split(cfg) == SPLIT and cfg.MODEL.WEIGHTS == path
+
+
+def test_config_file_without_number_of_classes(save, config_file):
+    """Data of COCO_FORMAT tell the number when they are read; 5 is that of the checkpoint."""
+    data = "DATASETS: {COCO_FORMAT: [[own, gone.json, gone]], TRAIN: [own], BASE_CLASSES: [auto]"
+    file = config_file("    NUM_CLASSES: 0", data + ", NOVEL_CLASSES: [dog, ant]}")
+    cfg = model_config(file, [], save())
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 5 and model_class_split(cfg) == SPLIT
 
 
 @pytest.mark.parametrize(
