@@ -1,15 +1,16 @@
 """Every configuration key of ContrastMask, each with its meaning, and reading config files."""
 
+import ast
 import logging
 from contextlib import contextmanager
 from functools import reduce
 from typing import Iterator, Sequence
 
 import torch
+import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
-from yaml import YAMLError
 
 from .config_files import config_path
 
@@ -57,10 +58,37 @@ def get_config(config_file: str, opts: Sequence[str] = ()) -> CN:
 
 
 def merge_overrides(cfg: CN, opts: Sequence[str]) -> None:
-    """Merge KEY VALUE pairs into a config and check its numbers. Raises ValueError."""
+    """
+    Merge KEY VALUE pairs into a config and check its numbers. Lists may also be written as in
+    config files: ``[cat, dog]``. Raises ValueError.
+    """
+    opts = list(opts)
     with naming_config("config override"):
-        cfg.merge_from_list(list(opts))
+        opts[1::2] = [_with_list(cfg, key, value) for key, value in zip(opts[::2], opts[1::2])]
+        cfg.merge_from_list(opts)
     check_contrastmask_config(cfg)
+
+
+def _with_list(cfg, key, value):
+    """The value of an override: a list if it is the YAML of one and the key holds one."""
+    try:
+        is_list = isinstance(value_of(cfg, key), (list, tuple))
+    except (KeyError, TypeError):  # CfgNode says so
+        return value
+    if not (is_list and isinstance(value, str)):
+        return value
+    try:
+        ast.literal_eval(value)
+        return value  # CfgNode does the same
+    except (SyntaxError, ValueError):
+        pass
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = None
+    if not isinstance(parsed, list):
+        raise ValueError(f"{key} has to be a list, such as [cat, dog] or [cat], not {value}")
+    return parsed
 
 
 @contextmanager
@@ -72,7 +100,7 @@ def naming_config(source: str) -> Iterator[None]:
         raise ValueError(f"{source}: its _BASE_ leads back to itself") from None
     except (TypeError, AttributeError) as error:  # an empty file, or a list
         raise ValueError(f"{source}: it has to hold keys with values ({error})") from error
-    except (AssertionError, KeyError, OSError, ValueError, YAMLError) as error:
+    except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise ValueError(f"{source}: {reason}") from error
 

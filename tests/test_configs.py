@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import ResNet
 
+from contrastmask import get_config
 from contrastmask.checkpoint.handlers import weights_url
 from contrastmask.data import class_split_from_config
 from contrastmask.data.shapes import ShapesParams, write_shapes
@@ -59,6 +60,13 @@ def test_builds(path):
     with torch.device("meta"):  # no memory for weights, no time to fill them
         model = build_model(cfg)
     assert model.roi_heads.num_classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+
+@pytest.mark.parametrize("value", ["[cat, dog]", "[cat, 'dog']", "['cat', 'dog']", ["cat", "dog"]])
+def test_lists_on_the_command_line(value):
+    cfg = get_config("quickstart.yaml", ["DATASETS.BASE_CLASSES", value, "DATASETS.TRAIN", value])
+    assert cfg.DATASETS.BASE_CLASSES == ["cat", "dog"]
+    assert cfg.DATASETS.TRAIN == ("cat", "dog")
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda x: x.stem)

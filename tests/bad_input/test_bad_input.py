@@ -579,7 +579,12 @@ TABLE = {
         "override: .*int.*str.*key: MODEL.*NUM_CONV",
     ),
     "override: text for a list": Row(
-        Training(["DATASETS.BASE_CLASSES", "voc"]), "list.*str.*DATASETS.BASE_CLASSES"
+        Training(["DATASETS.BASE_CLASSES", "voc"]),
+        r"override: DATASETS.BASE_CLASSES has to be a list, .* not voc$",
+    ),
+    "override: half of a list": Row(
+        Training(["DATASETS.BASE_CLASSES", "[cat"]),
+        r"override: DATASETS.BASE_CLASSES has to be a list, .* not \[cat$",
     ),
     "override: unknown key": Row(Training(["SOLVER.LR", "1"]), "override: .*key: SOLVER.LR"),
     "override: key without value": Row(Training(["SEED", "1", "SEED"]), "override: .*odd length"),
