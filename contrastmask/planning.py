@@ -343,7 +343,7 @@ def mask_branch_choices(data: TrainingData, num_iterations: int) -> List[Choice]
         Choice(
             "MODEL.ROI_MASK_HEAD.COLOR_CRF.AT_TEST",
             True,
-            "Moves masks to the edges of colors: +1.6 to +4.3 IoU on photographs of animals, novel "
+            "Moves masks to the edges of colors: +1.1 to +4.3 IoU on photographs of animals, novel "
             "and base classes (docs/RESULTS.md). False, if objects look like what is around them.",
         ),
     ]
